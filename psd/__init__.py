@@ -1,0 +1,69 @@
+"""Self-distillation by intra-class patch swap, for PyTorch.
+
+The method is three small files that need torch alone: `psd.swap`, `psd.pairs`, `psd.losses`. Everything else
+(models, data, training, tables) is loaded on first use, so that `import psd` costs no more than `import torch`.
+
+Source of the method: Choi, Jeon, Shukla, Turaga, "Intra-class Patch Swap for Self-Distillation",
+Neurocomputing 645 (2025) 130408, arXiv 2505.14124.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from psd.losses import LossTerms, SelfDistillationLoss
+from psd.pairs import ClassPairs, same_class_partner
+from psd.swap import PatchSwap, patch_swap
+
+if TYPE_CHECKING:
+    from psd import data, methods, models, plots
+    from psd.config import Config
+    from psd.evaluation import Metrics, evaluate
+    from psd.reporting import report
+    from psd.training import Record, load_model, train
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Config": "psd.config",
+    "Metrics": "psd.evaluation",
+    "evaluate": "psd.evaluation",
+    "Record": "psd.training",
+    "load_model": "psd.training",
+    "train": "psd.training",
+    "report": "psd.reporting",
+}
+_SUBMODULES = ("data", "methods", "models", "plots")
+
+__all__ = [
+    "ClassPairs",
+    "Config",
+    "LossTerms",
+    "Metrics",
+    "PatchSwap",
+    "Record",
+    "SelfDistillationLoss",
+    "data",
+    "evaluate",
+    "load_model",
+    "methods",
+    "models",
+    "patch_swap",
+    "plots",
+    "report",
+    "same_class_partner",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"psd.{name}")
+    raise AttributeError(f"module 'psd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

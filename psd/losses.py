@@ -1,0 +1,198 @@
+"""The loss: two predictions of one network, for the two images of a swapped pair, teach each other.
+
+This file needs torch alone and can be lifted into another project as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Direction = Literal["symmetric", "a_to_b", "b_to_a"]
+CrossEntropy = Literal["both", "a", "b"]
+FeatureDistance = Literal["cosine", "mse"]
+
+
+class LossTerms(NamedTuple):
+    """Scalars of one step: total = cross_entropy + w * distillation + v * feature.
+
+    `distillation` holds the factor T^2 but not the weight w, `feature` not its weight v.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    distillation: Tensor
+    feature: Tensor
+
+
+class SelfDistillationLoss(nn.Module):
+    """Cross-entropy on both images of a pair plus the divergence of their softened predictions:
+
+        L = 1/2 [CE(z_a, y) + CE(z_b, y)] + w T^2 1/2 [KL(q_a || q_b) + KL(q_b || q_a)] + v D(h_a, h_b)
+
+    with logits z, q = softmax(z / T), and penultimate features h. KL's first argument is the teacher; it is summed
+    over classes and averaged over pairs. D is taken after L2 normalisation and averaged over pairs.
+
+    Args:
+        temperature: T > 0. The factor T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2.1).
+        weight: w >= 0 of the divergence.
+        detach: if True no gradient flows into the side that teaches.
+        direction: "symmetric": the formula above; "a_to_b": a teaches b, T^2 KL(q_a || q_b); "b_to_a": the reverse.
+        cross_entropy: the images that learn from the label: "both" (mean of the two), "a" or "b".
+        feature_weight: v >= 0; features must be given when it is positive.
+        feature_distance: D = "cosine": 1 - cos(h_a, h_b), or "mse": ||h_a - h_b||^2 of the normalised features.
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    Source: Choi et al., arXiv 2505.14124, confirm the KL alignment of same-class predictions after a patch swap.
+    Direction, detach, T, w, the feature term and the number of cross-entropy terms are our documented options.
+
+    >>> terms = SelfDistillationLoss()(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 2]))
+    >>> round(terms.cross_entropy.item(), 4), terms.distillation.item()  # log 3, and equal predictions
+    (1.0986, 0.0)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        weight: float = 1.0,
+        detach: bool = False,
+        direction: Direction = "symmetric",
+        cross_entropy: CrossEntropy = "both",
+        feature_weight: float = 0.0,
+        feature_distance: FeatureDistance = "cosine",
+    ) -> None:
+        super().__init__()
+        _check_number("temperature", temperature, positive=True)
+        _check_number("weight", weight)
+        _check_number("feature_weight", feature_weight)
+        _check_choice("direction", direction, get_args(Direction))
+        _check_choice("cross_entropy", cross_entropy, get_args(CrossEntropy))
+        _check_choice("feature_distance", feature_distance, get_args(FeatureDistance))
+        self.temperature = temperature
+        self.weight = weight
+        self.detach = detach
+        self.direction = direction
+        self.cross_entropy = cross_entropy
+        self.feature_weight = feature_weight
+        self.feature_distance = feature_distance
+
+    def forward(
+        self,
+        logits_a: Tensor,
+        logits_b: Tensor,
+        target: Tensor,
+        features_a: Tensor | None = None,
+        features_b: Tensor | None = None,
+    ) -> LossTerms:
+        """Logits (N, C); target (N,) int64 labels or (N, C) probabilities; features (N, D). Means over the N pairs.
+
+        bf16 and fp16 inputs are computed in float32, the others in their own precision.
+
+        Raises:
+            ValueError: shapes that differ, labels out of range (looked at on the CPU only: on a GPU the look would
+                make every step wait), features missing while `feature_weight` is positive.
+        """
+        _check_logits(logits_a, logits_b, target)
+        z_a, z_b = _at_least_float32(logits_a), _at_least_float32(logits_b)
+        cross_entropy = self._cross_entropy(z_a, z_b, target)
+        distillation = self._distillation(z_a, z_b)
+        total = cross_entropy + self.weight * distillation
+        feature = torch.zeros_like(total)
+        if self.feature_weight > 0:
+            feature = self._feature(features_a, features_b)
+            total = total + self.feature_weight * feature
+        return LossTerms(total, cross_entropy, distillation, feature)
+
+    def _cross_entropy(self, z_a: Tensor, z_b: Tensor, target: Tensor) -> Tensor:
+        target = target.to(z_a.dtype) if target.is_floating_point() else target
+        if self.cross_entropy == "a":
+            return F.cross_entropy(z_a, target)
+        if self.cross_entropy == "b":
+            return F.cross_entropy(z_b, target)
+        return (F.cross_entropy(z_a, target) + F.cross_entropy(z_b, target)) / 2
+
+    def _distillation(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        log_q_a = F.log_softmax(z_a / self.temperature, dim=1)
+        log_q_b = F.log_softmax(z_b / self.temperature, dim=1)
+        if self.direction == "a_to_b":
+            kl = self._kl(log_q_a, log_q_b)
+        elif self.direction == "b_to_a":
+            kl = self._kl(log_q_b, log_q_a)
+        else:
+            kl = (self._kl(log_q_a, log_q_b) + self._kl(log_q_b, log_q_a)) / 2
+        return self.temperature**2 * kl
+
+    def _kl(self, log_teacher: Tensor, log_student: Tensor) -> Tensor:
+        """KL(teacher || student): summed over classes, averaged over pairs."""
+        if self.detach:
+            log_teacher = log_teacher.detach()
+        return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+    def _feature(self, features_a: Tensor | None, features_b: Tensor | None) -> Tensor:
+        if features_a is None or features_b is None:
+            raise ValueError(
+                f"features_a and features_b are needed, because feature_weight is {self.feature_weight}; "
+                "give the penultimate features (N, D) of both images, or set feature_weight=0"
+            )
+        if features_a.ndim != 2 or features_a.shape != features_b.shape:
+            raise ValueError(
+                f"features_a and features_b must have one shape (N, D), got {tuple(features_a.shape)} "
+                f"and {tuple(features_b.shape)}"
+            )
+        h_a, h_b = _at_least_float32(features_a), _at_least_float32(features_b)
+        if self.feature_distance == "cosine":
+            return (1 - F.cosine_similarity(h_a, h_b, dim=1)).mean()
+        return (F.normalize(h_a, dim=1) - F.normalize(h_b, dim=1)).square().sum(dim=1).mean()
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, weight={self.weight}, detach={self.detach}, "
+            f"direction={self.direction!r}, cross_entropy={self.cross_entropy!r}, "
+            f"feature_weight={self.feature_weight}, feature_distance={self.feature_distance!r}"
+        )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check_number(name: str, value: object, positive: bool = False) -> None:
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_logits(logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
+    if logits_a.ndim != 2 or logits_a.shape != logits_b.shape:
+        raise ValueError(
+            f"logits_a and logits_b must have one shape (N, C), got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}"
+        )
+    n, classes = logits_a.shape
+    if n == 0:
+        raise ValueError("logits_a holds no pairs: its shape is (0, C)")
+    probabilities = target.is_floating_point()
+    expected = (n, classes) if probabilities else (n,)
+    if tuple(target.shape) != expected:
+        raise ValueError(f"target must have shape {expected}, got {tuple(target.shape)} of {target.dtype}")
+    if not probabilities and target.dtype != torch.int64:
+        raise ValueError(f"target must be int64 labels (N,) or probabilities (N, C), got {target.dtype}")
+    if torch.compiler.is_compiling() or target.device.type != "cpu":
+        return
+    if probabilities:
+        if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
+            raise ValueError("target holds rows that are no probabilities: each must be >= 0 and sum to 1")
+    elif not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(
+            f"target holds labels from {int(target.min())} to {int(target.max())}, but the logits have {classes} classes"
+        )

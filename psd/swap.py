@@ -1,0 +1,156 @@
+"""The augmentation: two images of one class exchange random patches.
+
+This file needs torch alone and can be lifted into another project as it stands.
+
+Source: Choi, Jeon, Shukla, Turaga, "Intra-class Patch Swap for Self-Distillation", Neurocomputing 645 (2025)
+130408, arXiv 2505.14124: patches of side m change places with probability p. The share of patches that
+move (`ratio`) is not stated there and is an option here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Ratio = float | Literal["uniform"]
+
+
+def patch_swap(
+    x_a: Tensor,
+    x_b: Tensor,
+    patch_size: int | tuple[int, int],
+    *,
+    p: float = 1.0,
+    ratio: Ratio = 0.5,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Exchange random patches between `x_a[i]` and `x_b[i]`, for every pair i of the batch.
+
+    Each pair is cut into a grid of patches. With probability `p` a random set of grid positions is drawn, and
+    the patches at those positions change places. Together the two results hold exactly the pixels of the pair.
+
+    Args:
+        x_a, x_b: images (N, C, H, W) of one shape, dtype and device; they are not changed.
+        patch_size: side m of a patch in pixels, or (height, width); must divide (H, W).
+        p: probability in [0, 1] that a pair is swapped at all.
+        ratio: probability in [0, 1] of each grid position to be swapped, or "uniform": drawn per pair from U(0, 1).
+        mask: bool (N, H/m, W/m), True = swapped; stands in for the random draw, `p` and `ratio`.
+        generator: source of the draw; torch's global one if None.
+
+    Returns:
+        (x_a2, x_b2), shapes, dtype and memory format as given.
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    Compiles with `fullgraph=True` when `mask` is given or `generator` is None.
+
+    >>> a, b = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    >>> a2, b2 = patch_swap(a, b, 1, mask=torch.tensor([[[True, False], [False, True]]]))
+    >>> a2.flatten().tolist(), b2.flatten().tolist()
+    ([1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0])
+    """
+    rows, columns = _grid(x_a, x_b, patch_size)
+    if mask is None:
+        mask = patch_mask(len(x_a), (rows, columns), p=p, ratio=ratio, generator=generator, device=x_a.device)
+    elif mask.dtype != torch.bool or tuple(mask.shape) != (len(x_a), rows, columns):
+        raise ValueError(
+            f"mask must be bool of shape {(len(x_a), rows, columns)}, got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    swapped = mask.to(x_a.device)[:, None, :, None, :, None]  # (N, 1, H/m, 1, W/m, 1)
+    a, b = _to_patches(x_a, rows, columns), _to_patches(x_b, rows, columns)  # (N, C, H/m, m, W/m, m), views
+    return _to_images(torch.where(swapped, b, a)), _to_images(torch.where(swapped, a, b))
+
+
+def patch_mask(
+    n: int,
+    grid: tuple[int, int],
+    *,
+    p: float = 1.0,
+    ratio: Ratio = 0.5,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw which grid positions change places: bool (n, rows, columns), True = swapped.
+
+    Every pair and every position is drawn independently. Arguments and errors as in `patch_swap`; the draw
+    happens on the generator's device, where one is given, and the mask ends on `device`.
+    """
+    _check_probability("p", p)
+    if ratio != "uniform":
+        _check_probability("ratio", ratio)
+    source = device if generator is None else generator.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=source)
+
+    threshold = uniform(n, 1, 1) if ratio == "uniform" else ratio
+    mask = (uniform(n, *grid) < threshold) & (uniform(n, 1, 1) < p)
+    return mask if device is None else mask.to(device)
+
+
+class PatchSwap(nn.Module):
+    """`patch_swap` as a module: (x_a, x_b) -> (x_a2, x_b2); the identity in eval mode.
+
+    Arguments as in `patch_swap`.
+
+    >>> PatchSwap(4, p=0.5)
+    PatchSwap(patch_size=4, p=0.5, ratio=0.5)
+    """
+
+    def __init__(self, patch_size: int | tuple[int, int] = 4, p: float = 0.5, ratio: Ratio = 0.5) -> None:
+        super().__init__()
+        _patch_shape(patch_size)
+        _check_probability("p", p)
+        if ratio != "uniform":
+            _check_probability("ratio", ratio)
+        self.patch_size, self.p, self.ratio = patch_size, p, ratio
+
+    def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return x_a, x_b
+        return patch_swap(x_a, x_b, self.patch_size, p=self.p, ratio=self.ratio)
+
+    def extra_repr(self) -> str:
+        return f"patch_size={self.patch_size}, p={self.p}, ratio={self.ratio}"
+
+
+def _to_patches(x: Tensor, rows: int, columns: int) -> Tensor:
+    return x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (N, C, rows, m, columns, m)
+
+
+def _to_images(patches: Tensor) -> Tensor:
+    return patches.flatten(4, 5).flatten(2, 3)  # (N, C, H, W)
+
+
+def _patch_shape(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"patch_size must be a positive integer or a pair of them, got {patch_size!r}")
+    return sides
+
+
+def _grid(x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Number of patches (rows, columns), after checking everything that can be wrong with the images."""
+    if x_a.ndim != 4:
+        raise ValueError(f"x_a must have shape (N, C, H, W), got {tuple(x_a.shape)}")
+    for what in ("shape", "dtype", "device"):
+        if getattr(x_a, what) != getattr(x_b, what):
+            raise ValueError(f"x_a and x_b differ in {what}: {getattr(x_a, what)} and {getattr(x_b, what)}")
+    height, width = _patch_shape(patch_size)
+    if x_a.shape[2] % height or x_a.shape[3] % width:
+        raise ValueError(
+            f"patch_size {patch_size!r} does not divide the images of {x_a.shape[2]} x {x_a.shape[3]} pixels; "
+            "choose a divisor or resize the images"
+        )
+    return x_a.shape[2] // height, x_a.shape[3] // width
+
+
+def _check_probability(name: str, value: object) -> None:
+    # "not (0 <= x <= 1)" is also true for NaN
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        extra = ' or "uniform"' if name == "ratio" else ""
+        raise ValueError(f"{name} must be a number in [0, 1]{extra}, got {value!r}")
