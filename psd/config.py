@@ -1,0 +1,363 @@
+"""What a run is, as dataclasses: data, model, method, budget, optimiser, and how to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from psd import methods, models
+from psd.methods import Method
+from psd.methods.patch_swap import PatchSwap
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# What may differ between the beginning of a run and its continuation, and never changes its result.
+NOT_PART_OF_THE_RESULT = ("data.root", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device")
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are augmented.
+
+    name: shapes, cifar100, cifar100-small or folder:PATH. root: folder of the data sets; PSD_DATA if None.
+    split: "train" (and the test split is what is measured) or "fit" (and "tune" is measured: for choosing settings).
+    classes, per_class: a seeded subset of the training images, and of the classes in the test.
+    size: side in pixels (shapes, folder:PATH). count: training images to draw (shapes).
+    seed: of the subset and of the drawing, not of the training. verify: check the content of CIFAR-100.
+    batch_size: anchors per step; a pair method forwards twice as many images.
+    crop_padding, flip: augmentation; the data set's own if None.
+    """
+
+    name: str = "shapes"
+    root: str | None = None
+    split: Literal["train", "fit"] = "train"
+    classes: int | None = None
+    per_class: int | None = None
+    size: int | None = None
+    count: int | None = None
+    seed: int = 0
+    verify: bool = True
+    batch_size: int = 64
+    crop_padding: int | None = None
+    flip: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("data.split", self.split, ("train", "fit"))
+        _check_integer("data.batch_size", self.batch_size, 1)
+        for key in ("classes", "per_class", "size", "count"):
+            if getattr(self, key) is not None:
+                _check_integer(f"data.{key}", getattr(self, key), 1)
+        if self.crop_padding is not None:
+            _check_integer("data.crop_padding", self.crop_padding, 0)
+
+    @property
+    def label(self) -> str:
+        """The data's name in records: whatever changes the images is part of it."""
+        parts = [Path(self.name.partition(":")[2]).name if self.name.startswith("folder:") else self.name]
+        parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
+        parts += [f"seed{self.seed}"] * (self.seed != 0) + ["fit"] * (self.split == "fit")
+        return "-".join(parts)
+
+
+@dataclass
+class ModelConfig:
+    """name: one of `psd.models.names()`, torchvision:NAME or timm:NAME."""
+
+    name: str = "resnet8"
+
+    def __post_init__(self) -> None:
+        models.check_name(self.name)
+
+
+@dataclass
+class BudgetConfig:
+    """How long to train: `epochs`, or `image_passes` (images through a training forward, partners included).
+
+    Equal image passes are equal compute: a pair method then sees half the epochs of cross-entropy.
+    """
+
+    epochs: int | None = None
+    image_passes: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.image_passes is None):
+            raise ValueError(
+                f"budget: give either epochs or image_passes, got epochs={self.epochs} and "
+                f"image_passes={self.image_passes} (on the command line, set the other to null)"
+            )
+        key = "epochs" if self.image_passes is None else "image_passes"
+        _check_integer(f"budget.{key}", getattr(self, key), 1)
+
+    @property
+    def label(self) -> str:
+        """The budget's name in records: 200ep, 10Mpass, 200kpass."""
+        if self.image_passes is None:
+            return f"{self.epochs}ep"
+        for unit, letter in ((10**6, "M"), (10**3, "k")):
+            if self.image_passes % unit == 0:
+                return f"{self.image_passes // unit}{letter}pass"
+        return f"{self.image_passes}pass"
+
+    def steps(self, per_epoch: int, passes_per_step: int) -> int:
+        """Number of optimiser steps; image passes are rounded to whole steps."""
+        if self.image_passes is None:
+            return self.epochs * per_epoch  # type: ignore[operator]
+        return max(1, round(self.image_passes / passes_per_step))
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD with momentum; the rate rises linearly over the share `warmup` of all steps, then falls to 0 as a cosine.
+
+    clip_norm: gradients are scaled down to this global norm; not at all if None.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    warmup: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("optimizer.lr", self.lr, positive=True)
+        _check_number("optimizer.momentum", self.momentum, positive=self.nesterov, below=1)
+        _check_number("optimizer.weight_decay", self.weight_decay)
+        _check_number("optimizer.warmup", self.warmup, below=1)
+        if self.clip_norm is not None:
+            _check_number("optimizer.clip_norm", self.clip_norm, positive=True)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step in 0 ... steps - 1."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+
+@dataclass
+class RunConfig:
+    """seed: of weights, order, partners, crops and masks. variant: appended to the method's name in the record.
+
+    output: folder of records, weights and checkpoints. resume: "never" starts anew, "auto" goes on from the newest
+    checkpoint of this very run and leaves a finished run as it is, a path names a checkpoint folder.
+    device: cpu, cuda, mps; the best there is if None. precision: "fp32", "bf16", or "auto": bf16 where a GPU has it.
+    evaluate_every, checkpoint_every: epochs; 0 = only at the end (evaluation), never (checkpoints).
+    """
+
+    seed: int = 0
+    variant: str | None = None
+    output: str = "runs"
+    resume: str = "never"
+    device: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate_every: int = 0
+    checkpoint_every: int = 5
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _check_integer("run.seed", self.seed, 0)
+        _check_choice("run.precision", self.precision, ("auto", "fp32", "bf16"))
+        _check_integer("run.evaluate_every", self.evaluate_every, 0)
+        _check_integer("run.checkpoint_every", self.checkpoint_every, 0)
+        if self.variant is not None and not self.variant.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
+        if self.device is not None and self.device not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"run.device must be cpu, cuda or mps, got {self.device!r}")
+
+
+@dataclass
+class Config:
+    """A whole run. `Config()` trains a ResNet-8 on `shapes` by patch swap for 80 epochs.
+
+    >>> Config(method=methods.build("cross_entropy"), budget=BudgetConfig(image_passes=64_000)).name
+    'shapes/resnet8/64kpass/cross_entropy-s0'
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Method = field(default_factory=PatchSwap)
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(epochs=80))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def name(self) -> str:
+        """The record's name: <data>/<model>/<budget>/<method>[-<variant>]-s<seed>."""
+        method = self.method.name + (f"-{self.run.variant}" if self.run.variant else "")
+        model = self.model.name.replace(":", "-")
+        return f"{self.data.label}/{model}/{self.budget.label}/{method}-s{self.run.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts, as YAML and JSON hold them."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain: dict[str, Any] = {key: dataclasses.asdict(value) for key, value in values.items()}
+        plain["method"] = {"name": self.method.name, **plain["method"]}
+        return plain
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "budget": BudgetConfig,
+    "optimizer": OptimizerConfig,
+    "run": RunConfig,
+}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The Config of `to_dict`'s form, parts left out taking their defaults; ValueError names an unknown key.
+
+    A recipe's `compare` section is not part of a run and is passed over.
+    """
+    check_keys(values)
+    built: dict[str, Any] = {key: SECTIONS[key](**values[key]) for key in SECTIONS if key in values}
+    if "method" in values:
+        built["method"] = methods.build(**values["method"])
+    return Config(**built)
+
+
+def check_keys(values: dict[str, Any]) -> None:
+    """ValueError for the first unknown key of a nested dict, with the nearest known one; `compare` is passed over."""
+    method = values.get("method", {})
+    name = method.get("name") if isinstance(method, dict) else None
+    if "method" in values and name is None:
+        raise ValueError(f"method.name is missing; known: {', '.join(methods.names())}")
+    for section, options in values.items():
+        if section == "compare":
+            continue
+        if not isinstance(options, dict):
+            raise ValueError(_unknown(section, known_keys(name)))
+        for key in options:
+            check_key(f"{section}.{key}", name)
+
+
+def check_key(key: str, method: str | None) -> None:
+    """ValueError if no setting of a run with this method has this dotted key."""
+    if key not in known_keys(method):
+        raise ValueError(_unknown(key, known_keys(method)))
+
+
+def known_keys(method: str | None) -> list[str]:
+    """Every dotted key of a run with this method."""
+    sections = {**SECTIONS, **({"method": methods.find(method)} if method else {})}
+    keys = [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    return [*keys, "method.name"]
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file of a shipped recipe's name or of a path; ValueError with the nearest recipe's name."""
+    if name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {', '.join(recipe_names())}")
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """The nested dict in a recipe's or file's YAML, its keys checked."""
+    import yaml
+
+    path = recipe_path(name)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
+    check_keys(values)
+    return values
+
+
+def recipe(name: str, **changes: dict[str, Any]) -> Config:
+    """The Config of a shipped recipe's name or of a YAML file, with some of its values changed.
+
+    >>> recipe("shapes", run={"seed": 3}, budget={"image_passes": 64_000}).name
+    'shapes-per_class50/resnet8/64kpass/patch_swap-s3'
+    """
+    return from_dict(merge(read_yaml(name), changes))
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with some keys changed. Another `method.name` drops the options of the method it replaces."""
+    method = changes.get("method", {}).get("name", None)
+    if method is not None and method != values.get("method", {}).get("name"):
+        values = {**values, "method": {}}
+    return {**values, **{key: {**values.get(key, {}), **section} for key, section in changes.items()}}
+
+
+@dataclass
+class Comparison:
+    """Methods times seeds at one budget: the runs of `psd compare`, whole methods one after another."""
+
+    base: dict[str, Any]
+    methods: list[dict[str, Any]]
+    seeds: list[int]
+
+    def configs(self) -> list[Config]:
+        return [
+            from_dict({**self.base, "method": method, "run": {**self.base.get("run", {}), "seed": seed}})
+            for method in self.methods
+            for seed in self.seeds
+        ]
+
+
+def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: list[int] | None = None) -> Comparison:
+    """The comparison of a recipe's dict: its `compare` section's methods, then its own `method`; or those in `names`.
+
+    A method in `names` takes the options it has in the recipe, else its defaults.
+    """
+    section = values.get("compare", {})
+    unknown = set(section) - {"methods", "seeds"}
+    if unknown:
+        raise ValueError(f"unknown key 'compare.{sorted(unknown)[0]}'; known are compare.methods and compare.seeds")
+    chosen = [*section.get("methods", []), *([values["method"]] if "method" in values else [])]
+    if names is not None:
+        options = {method["name"]: method for method in chosen}
+        chosen = [options.get(name, {"name": name}) for name in names]
+    base = {key: value for key, value in values.items() if key not in ("compare", "method")}
+    return Comparison(base, chosen, section.get("seeds", [0]) if seeds is None else seeds)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Dotted keys, of those that shape the result, whose values differ between two `to_dict`s: 'key: x != y'."""
+    found = []
+    for section in sorted({*a, *b}):
+        left, right = a.get(section, {}), b.get(section, {})
+        for key in sorted({*left, *right}):
+            if f"{section}.{key}" not in NOT_PART_OF_THE_RESULT and left.get(key) != right.get(key):
+                found.append(f"{section}.{key}: {left.get(key)!r} != {right.get(key)!r}")
+    return found
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join((*SECTIONS, 'method'))}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def _check_number(name: str, value: object, *, positive: bool = False, below: float = math.inf) -> None:
+    fine = isinstance(value, (int, float)) and (0 < value if positive else 0 <= value) and value < below
+    if not fine:
+        bounds = f"{'>' if positive else '>='} 0" + (f" and < {below}" if below < math.inf else "")
+        raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

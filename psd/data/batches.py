@@ -1,0 +1,145 @@
+"""Training batches of data that fits in memory: one uint8 tensor on the training device.
+
+Order, partner, crop and flip are drawn for a whole epoch at once, each as a function of (seed, epoch); a batch is
+then one gather of pixels and a normalisation, without a worker process or a PIL image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from psd.data.images import ImageData
+from psd.pairs import ClassPairs, same_class_partner
+from psd.seeding import generator_for
+
+NEEDS = ("partner", "view", "previous")
+
+
+@dataclass
+class Batch:
+    """One step's images, augmented and normalised: float32 (N, C, H, W), channels_last.
+
+    `partner` holds another image of each anchor's class, `view` a second augmentation of the anchors, and
+    `previous` the anchors of the step before under a new augmentation (None in step 0). They are None unless the
+    method needs them.
+    """
+
+    x: Tensor
+    y: Tensor  # (N,) int64
+    index: Tensor  # (N,) int64: position of each anchor in the training set
+    partner: Tensor | None = None
+    view: Tensor | None = None
+    previous: Batch | None = None
+
+
+class Batches:
+    """Random access to the training batches: `batches[step]` is a function of (seed, step) alone.
+
+    An epoch visits every image at most once as an anchor; the last incomplete batch is dropped.
+
+    Args:
+        data: the training images.
+        batch_size: anchors per step.
+        seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
+        needs: which of "partner", "view", "previous" to provide.
+        crop_padding: pixels of black border of which a random window is cut; the data's own if None.
+        flip: mirror half of the images; the data's own if None.
+        device: where the images live and the batches are made.
+
+    Raises:
+        ValueError: a batch larger than the data, unknown needs, and what `ClassPairs` refuses where partners are needed.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        seed: int,
+        needs: Collection[str] = (),
+        crop_padding: int | None = None,
+        flip: bool | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 1 <= batch_size <= len(data):
+            raise ValueError(
+                f"data.batch_size must lie between 1 and the {len(data)} training images, got {batch_size}"
+            )
+        unknown = set(needs) - set(NEEDS)
+        if unknown:
+            raise ValueError(f"needs {sorted(unknown)} are unknown; known are {', '.join(NEEDS)}")
+        if "partner" in needs:
+            ClassPairs(data, data.targets)  # refuses classes without a partner
+        self.padding = data.crop_padding if crop_padding is None else crop_padding
+        self.flip = data.flip if flip is None else flip
+        if self.padding < 0:
+            raise ValueError(f"data.crop_padding must be >= 0 pixels, got {self.padding}")
+        self.batch_size, self.seed, self.needs = batch_size, seed, frozenset(needs)
+        self.steps_per_epoch = len(data) // batch_size
+        self.device = torch.device(device)
+        self.targets = data.targets.to(self.device)
+        self.height, self.width = data.images.shape[2:]
+        padded = F.pad(data.images.to(self.device), (self.padding,) * 4)
+        self._pixels = padded.permute(0, 2, 3, 1).reshape(-1, data.images.shape[1])  # (M * H' * W', C)
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        self._shift = (-255 * mean)[:, None, None].to(self.device)
+        self._scale = (1 / (255 * std))[:, None, None].to(self.device)
+        self._draw = lru_cache(maxsize=8)(self._draw_epoch)  # this epoch's and the one before, for every role
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step >= 0, in whatever order steps are asked for."""
+        anchors, rows = self._anchors(step)
+        epoch = step // self.steps_per_epoch
+        batch = Batch(self._images("anchor", epoch, anchors, rows), self.targets[anchors], anchors)
+        if "partner" in self.needs:
+            partners = self._draw("partners", epoch)[anchors]
+            batch.partner = self._images("partner", epoch, partners, rows)
+        if "view" in self.needs:
+            batch.view = self._images("view", epoch, anchors, rows)
+        if "previous" in self.needs and step > 0:
+            before, rows = self._anchors(step - 1)
+            again = self._images("previous", (step - 1) // self.steps_per_epoch, before, rows)
+            batch.previous = Batch(again, self.targets[before], before)
+        return batch
+
+    def _anchors(self, step: int) -> tuple[Tensor, slice]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        rows = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        return self._draw("order", epoch)[rows], rows
+
+    def _draw_epoch(self, what: str, epoch: int) -> Tensor:
+        """One epoch's draw of one kind: int64, (M,) or, for crops, (M, 3) with top, left and mirrored or not."""
+        generator = generator_for(self.seed, what, epoch, device=self.device)
+        m = len(self.targets)
+        if what == "order":
+            return torch.randperm(m, generator=generator, device=self.device)
+        if what == "partners":
+            return same_class_partner(self.targets, generator)
+        corner = torch.randint(2 * self.padding + 1, (m, 2), generator=generator, device=self.device)
+        mirrored = torch.randint(2, (m, 1), generator=generator, device=self.device) * self.flip
+        return torch.cat([corner, mirrored], dim=1)
+
+    def _images(self, role: str, epoch: int, index: Tensor, rows: slice) -> Tensor:
+        """Crop, flip and normalise the images `index`; the draws are those of the epoch's `rows`."""
+        top, left, mirrored = self._draw(f"crop {role}", epoch)[rows].unbind(1)
+        y = top[:, None] + torch.arange(self.height, device=self.device)  # (N, H)
+        x = torch.arange(self.width, device=self.device)
+        x = left[:, None] + torch.where(mirrored[:, None] > 0, x.flip(0), x)  # (N, W)
+        padded_height, padded_width = self.height + 2 * self.padding, self.width + 2 * self.padding
+        row = (index[:, None] * padded_height + y) * padded_width  # first pixel of each row: (N, H)
+        pixel = row[:, :, None] + x[:, None, :]  # (N, H, W)
+        images = self._pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
+        return images.permute(0, 3, 1, 2).float().add_(self._shift).mul_(self._scale)
+
+
+def normalised(data: ImageData, rows: slice, device: torch.device | str) -> Tensor:
+    """The images `rows` as evaluation sees them: not augmented, float32 (N, C, H, W), channels_last."""
+    x = data.images[rows].to(device).float() / 255
+    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+    x = (x - mean[:, None, None]) / std[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,18 @@
+"""The baseline: cross-entropy with the label, one image at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn import functional as F
+
+from psd.data.batches import Batch
+from psd.methods import Method, Progress, Step, single_terms
+
+
+@dataclass
+class CrossEntropy(Method):
+    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
+        logits = model(batch.x)
+        return Step(single_terms(F.cross_entropy(logits.float(), batch.y)), logits, batch.y)

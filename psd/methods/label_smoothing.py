@@ -1,0 +1,30 @@
+"""Cross-entropy with the target (1 - e) y + e / C."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn import functional as F
+
+from psd.data.batches import Batch
+from psd.methods import Method, Progress, Step, single_terms
+
+
+@dataclass
+class LabelSmoothing(Method):
+    """smoothing: e in [0, 1], the share of the target spread over all classes.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7; e = 0.1 as there.
+    """
+
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"method.smoothing must lie in [0, 1], got {self.smoothing!r}")
+
+    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
+        logits = model(batch.x)
+        loss = F.cross_entropy(logits.float(), batch.y, label_smoothing=self.smoothing)
+        return Step(single_terms(loss), logits, batch.y)

@@ -1,0 +1,56 @@
+"""Same-class pairs whose two predictions teach each other, without swapping anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from psd.data.batches import Batch
+from psd.losses import CrossEntropy, Direction, FeatureDistance, SelfDistillationLoss
+from psd.methods import Method, Progress, Step
+from psd.models import features_and_logits
+
+
+@dataclass
+class PairDistillation(Method):
+    """Options as in `psd.SelfDistillationLoss`. Both images of each pair go through one forward pass."""
+
+    temperature: float = 4.0
+    weight: float = 1.0
+    detach: bool = False
+    direction: Direction = "symmetric"
+    cross_entropy: CrossEntropy = "both"
+    feature_weight: float = 0.0
+    feature_distance: FeatureDistance = "cosine"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"partner"})
+    passes_per_anchor: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        self._loss = SelfDistillationLoss(
+            self.temperature,
+            self.weight,
+            self.detach,
+            self.direction,
+            self.cross_entropy,
+            self.feature_weight,
+            self.feature_distance,
+        )
+
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The two images of each pair as the network sees them."""
+        assert batch.partner is not None
+        return batch.x, batch.partner
+
+    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
+        x = torch.cat(self.images(batch))  # (2N, C, H, W)
+        if self.feature_weight > 0:
+            features, logits = features_and_logits(model, x)
+            terms = self._loss(*logits.chunk(2), batch.y, *features.chunk(2))
+        else:
+            logits = model(x)
+            terms = self._loss(*logits.chunk(2), batch.y)
+        return Step(terms, logits, batch.y.repeat(2))

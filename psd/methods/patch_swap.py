@@ -1,0 +1,32 @@
+"""Self-distillation by intra-class patch swap: the method this project is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from psd.data.batches import Batch
+from psd.methods.pair_distillation import PairDistillation
+from psd.swap import PatchSwap as Swap
+from psd.swap import Ratio
+
+
+@dataclass
+class PatchSwap(PairDistillation):
+    """patch_size (pixels), p, ratio: as in `psd.patch_swap`; the rest as in `psd.SelfDistillationLoss`.
+
+    The swap stands after crop, flip and normalisation, right before the forward pass.
+    Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.
+    """
+
+    patch_size: int = 4
+    p: float = 0.5
+    ratio: Ratio = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._swap = Swap(self.patch_size, self.p, self.ratio)
+
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self._swap(*super().images(batch))  # type: ignore[no-any-return]

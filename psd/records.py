@@ -1,0 +1,109 @@
+"""A run's record: one JSON file that holds what was run, on what, and what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+
+
+@dataclass
+class Record:
+    """What `psd.train` returns and writes to `<output>/<name>.json`.
+
+    epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where it was measured.
+    final: the metrics after the last epoch, see `psd.Metrics`. image_passes: images through training forwards.
+    seconds: wall time of the run without loading data; images_per_second: image passes per second of training alone.
+    """
+
+    name: str
+    data: str
+    model: str
+    method: str
+    seed: int
+    budget: str
+    config: dict[str, Any]
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    final: dict[str, Any] = field(default_factory=dict)
+    image_passes: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def variant(self) -> str:
+        """The method's name as tables show it: with its variant, without the seed."""
+        return self.name.rpartition("/")[2].removesuffix(f"-s{self.seed}")
+
+    def write(self, path: Path | str) -> None:
+        """Write as JSON, whole or not at all."""
+        write_atomically(Path(path), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path | str) -> Record:
+        """ValueError naming the file where it is no record of this schema."""
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: not readable as a record: {error}") from None
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: not a record of schema {SCHEMA}")
+        missing = {f.name for f in dataclasses.fields(cls)} - set(values)
+        if missing:
+            raise ValueError(f"{path}: the record lacks {', '.join(sorted(missing))}")
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file either keeps what it held or holds all of `text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "patch-swap-distillation"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def revision() -> str | None:
+    """The commit of the checkout that psd is imported from, with "+" if its code differs; None outside a checkout."""
+    package = Path(__file__).parent
+    if not (package.parent / ".git").exists():
+        return None
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        return commit + ("+" if _git(package, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
