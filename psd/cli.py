@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         _evaluate,
         "Measure a trained network on its test images.",
-        "psd evaluate runs/shapes-per_class50/resnet8/128kpass/patch_swap-s0",
+        "psd evaluate runs/shapes/resnet8/128kpass/patch_swap-s0",
     )
     evaluate.add_argument("run", metavar="RUN", help="folder of a finished run")
     evaluate.add_argument("--data.root", dest="root", metavar="PATH", help="folder of the data sets")

@@ -283,7 +283,7 @@ def recipe(name: str, **changes: dict[str, Any]) -> Config:
     """The Config of a shipped recipe's name or of a YAML file, with some of its values changed.
 
     >>> recipe("shapes", run={"seed": 3}, budget={"image_passes": 64_000}).name
-    'shapes-per_class50/resnet8/64kpass/patch_swap-s3'
+    'shapes/resnet8/64kpass/patch_swap-s3'
     """
     return from_dict(merge(read_yaml(name), changes))
 
