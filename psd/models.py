@@ -1,7 +1,8 @@
-"""The networks that are trained, by name: CIFAR ResNets and wide ResNets of our own, torchvision's and timm's.
+"""The networks that are trained, by name: CIFAR and wide ResNets of our own, torchvision's and timm's.
 
-"ResNet-18" means two networks in this field. Ours are post-activation: torchvision's blocks behind the stem for
-32 x 32 images (one 3 x 3 convolution of stride 1, no max-pool). CS-KD, PS-KD and BAKE use pre-activation blocks.
+"ResNet-18" means two networks in this field. Ours is post-activation: torchvision's blocks behind the stem for
+32 x 32 images (one 3 x 3 convolution of stride 1, no max-pool). CS-KD, PS-KD and BAKE use pre-activation
+blocks, so their numbers are of another network.
 
 torchvision and timm are imported on first use. Weights are drawn from torch's global generator, so that
 `torch.manual_seed` before `build` fixes them; nothing is ever downloaded.
@@ -9,6 +10,7 @@ torchvision and timm are imported on first use. Weights are drawn from torch's g
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Callable
@@ -17,24 +19,25 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # By name
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def build(name: str, num_classes: int) -> nn.Module:
     """Build a network with fresh weights, (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
-        name: one of `names()`, all made for 32 x 32 images, or "torchvision:NAME" (torchvision's classification
-            models) or "timm:NAME", both as their authors made them, most for 224 x 224 images.
+        name: one of `names()`, all made for 32 x 32 images, or "torchvision:NAME" (its classification models)
+            or "timm:NAME", both as their authors made them, most for 224 x 224 images.
         num_classes: at least 2; kept as the attribute `num_classes` of the model.
 
     Raises:
-        ValueError: unknown name (with the nearest known ones), timm not installed, `num_classes` not an int >= 2.
+        ValueError: unknown name (with the nearest known ones), timm not installed, `num_classes` not an
+            int of at least 2.
 
-    Sources: the classes below; resnet18/34/50: He et al., "Deep Residual Learning for Image Recognition", CVPR
-    2016, table 1; mobilenetv2: Sandler et al., "MobileNetV2", CVPR 2018, table 2.
+    Sources: `CifarResNet`, `WideResNet`; resnet18/34/50: He et al., "Deep Residual Learning for Image
+    Recognition", CVPR 2016, table 1; mobilenetv2: Sandler et al., "MobileNetV2", CVPR 2018, table 2.
 
     >>> import torch
     >>> build("resnet8", 10)(torch.zeros(2, 3, 32, 32)).shape
@@ -64,12 +67,12 @@ def check_name(name: str) -> None:
     A built-in name costs nothing; the others import the library that they name.
 
     Raises:
-        ValueError: with the name, the nearest known names and what else there is; with the remedy where timm is
-            not installed.
+        ValueError: with the name, the nearest known names and what else there is; with the remedy where timm
+            is not installed.
     """
     if isinstance(name, str):
         source, _, bare = name.rpartition(":")
-        if name in _BUILT_IN or source == "torchvision" and bare in _torchvision_names():
+        if name in _BUILT_IN or (source == "torchvision" and bare in _torchvision_names()):
             return
         if source == "timm" and bare in _timm_names():
             return
@@ -81,31 +84,29 @@ def check_name(name: str) -> None:
 
 
 def _nearest(name: str) -> list[str]:
-    """Up to three known names like this one, best first; a bare name is also looked for in torchvision and timm."""
+    """Up to three known names like this one, best first; a bare name is looked for in every library."""
     source, _, bare = name.rpartition(":")
-    libraries: dict[str, list[str]] = {}
-    try:
-        libraries["timm"] = _timm_names()
-    except ValueError:  # not installed: nothing to suggest from it
-        pass
-    libraries["torchvision"] = _torchvision_names()
-    full = {bare_name: f"{library}:{bare_name}" for library, known in libraries.items() for bare_name in known}
-    if source in libraries:
-        full = {bare_name: f"{source}:{bare_name}" for bare_name in libraries[source]}
-    else:
-        full.update({known: known for known in _BUILT_IN})  # ours wins where two have one name
-    matches = difflib.get_close_matches(bare.lower(), full, n=3, cutoff=0.7)
-    ratio = difflib.SequenceMatcher(None, bare.lower(), matches[0]).ratio() if matches else 0.0
-    return [full[match] for match in matches[: 1 if ratio > 0.9 else 3]]
+    bare = bare.lower().partition(".")[0]  # timm's names of weights, "resnet18.a1_in1k", mean its "resnet18"
+    full: dict[str, str] = {}
+    if source != "torchvision":
+        with contextlib.suppress(ValueError):  # timm is not installed: nothing to suggest from it
+            full.update({known: f"timm:{known}" for known in _timm_names()})
+    if source != "timm":
+        full.update({known: f"torchvision:{known}" for known in _torchvision_names()})
+    if source not in ("torchvision", "timm"):
+        full.update({known: known for known in _BUILT_IN})  # ours wins where several have one name
+    matches = difflib.get_close_matches(bare, full, n=3, cutoff=0.7)
+    clear = bool(matches) and difflib.SequenceMatcher(None, bare, matches[0]).ratio() > 0.9
+    return [full[match] for match in matches[: 1 if clear else 3]]
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Features
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def classifier(model: nn.Module) -> nn.Linear:
-    """The final linear layer of a classification network: the last `nn.Linear` with one output for each class.
+    """The final linear layer of a classification network: its last `nn.Linear` with one output per class.
 
     The number of classes is the model's attribute `num_classes` (set by `build` and by timm); a model without
     one gives its last `nn.Linear`.
@@ -119,8 +120,8 @@ def classifier(model: nn.Module) -> nn.Linear:
     linears = [m for m in modules if isinstance(m, nn.Linear) and classes in (None, m.out_features)]
     if not linears:
         raise ValueError(
-            f"model {type(model).__name__} has no nn.Linear with num_classes={classes} outputs, so its penultimate "
-            "features are unknown; use another model, or feature_weight=0"
+            f"model {type(model).__name__} has no nn.Linear with num_classes={classes} outputs, so its "
+            "penultimate features are unknown; use another model, or feature_weight=0"
         )
     return linears[-1]
 
@@ -152,16 +153,16 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return inputs[0], logits
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # CIFAR ResNet
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 class CifarResNet(nn.Module):
     """ResNet of depth 6n + 2 for 32 x 32 images, (N, 3, H, W) -> (N, num_classes).
 
-    Three stages of n blocks with 16, 32 and 64 channels on maps of 32, 16 and 8 pixels; shortcuts without
-    parameters (option A): every second pixel, new channels zero. Convolutions are initialised as He et al. 2015 do.
+    Three stages of n blocks with 16, 32 and 64 channels on maps of 32, 16 and 8 pixels. Shortcuts have no
+    parameters (option A): where a stage begins, every second pixel, and zeros for the new channels.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
@@ -182,8 +183,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4)
-        x = self.fc(x.mean((2, 3)))
-        return x
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 class _Block(nn.Module):
@@ -203,9 +204,9 @@ class _Block(nn.Module):
         return F.relu(out + x, inplace=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Wide ResNet
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 class WideResNet(nn.Module):
@@ -213,8 +214,8 @@ class WideResNet(nn.Module):
 
     Pre-activation blocks of two 3 x 3 convolutions, 16k, 32k and 64k channels for width k, no dropout.
 
-    Source: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, table 1; where the shape changes the shortcut
-    is a 1 x 1 convolution of the activated input, as in their code.
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, table 1. Where the shape changes, the
+    shortcut is a 1 x 1 convolution of the activated input, as in their code.
 
     Raises:
         ValueError: a depth that is not 6n + 4.
@@ -234,8 +235,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))  # (N, 64k, H/4, W/4)
         x = F.relu(self.bn(x), inplace=True)
-        x = self.fc(x.mean((2, 3)))
-        return x
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 class _PreActivationBlock(nn.Module):
@@ -250,16 +251,15 @@ class _PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x), inplace=True)
-        out = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
-        out = out + (x if self.shortcut is None else self.shortcut(activated))
-        return out
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
+        return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
 def _conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
 
 
-def _stage(block: Callable[[int, int, int], nn.Module], n: int, c_in: int, c_out: int, stride: int) -> nn.Sequential:
+def _stage(block: Callable[..., nn.Module], n: int, c_in: int, c_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(block(c_in, c_out, stride), *(block(c_out, c_out, 1) for _ in range(n - 1)))
 
 
@@ -271,15 +271,15 @@ def _blocks_per_stage(depth: int, rest: int) -> int:
 
 
 def _he_init(model: nn.Module) -> None:
-    """Convolutions as torchvision's ResNet initialises them (fan-out), linear and norm layers as torch does."""
+    """He et al., "Delving Deep into Rectifiers", ICCV 2015, section 2.2, fan-out as in torchvision's ResNet."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # torchvision's and timm's
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def _built_in(name: str, num_classes: int) -> nn.Module:
@@ -297,16 +297,23 @@ def _resnet_32(name: str, num_classes: int) -> nn.Module:
 def _mobilenet_v2_32(num_classes: int) -> nn.Module:
     """torchvision's MobileNetV2 for 32 x 32: stride 1 in the stem and in the 24-channel stage, no dropout.
 
-    With the strides for 224 x 224 the last map would be 1 pixel. The usual CIFAR adaptation (github.com/kuangliu/
-    pytorch-cifar) drops these two of the five, which leaves 4 x 4, and has no dropout before the classifier.
+    With the five strides for 224 x 224 the last map would be a single pixel. Without these two it is 4 x 4, as
+    in the usual CIFAR adaptation (github.com/kuangliu/pytorch-cifar), which has no dropout either.
     """
     from torchvision.models import MobileNetV2
 
-    # Rows of table 2 of the paper: expansion, channels, blocks, stride.
-    rows = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
-    model: Any = MobileNetV2(num_classes, inverted_residual_setting=rows, dropout=0.0)
-    model.features[0][0].stride = (1, 1)
-    return model  # type: ignore[no-any-return]
+    rows = [  # expansion, channels, blocks, stride
+        [1, 16, 1, 1],
+        [6, 24, 2, 1],  # stride 2 in table 2 of the paper
+        [6, 32, 3, 2],
+        [6, 64, 4, 2],
+        [6, 96, 3, 1],
+        [6, 160, 3, 2],
+        [6, 320, 1, 1],
+    ]
+    model: nn.Module = MobileNetV2(num_classes, inverted_residual_setting=rows, dropout=0.0)
+    model.get_submodule("features.0.0").stride = (1, 1)  # type: ignore[assignment]
+    return model
 
 
 def _torchvision(name: str, num_classes: int) -> nn.Module:
@@ -328,7 +335,8 @@ def _torchvision_names() -> list[str]:
 
 
 def _timm(name: str, num_classes: int) -> nn.Module:
-    model: nn.Module = importlib.import_module("timm").create_model(name, pretrained=False, num_classes=num_classes)
+    timm = importlib.import_module("timm")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     return model
 
 
@@ -336,7 +344,9 @@ def _timm_names() -> list[str]:
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ValueError('model.name timm:NAME needs timm, which is not installed: pip install ".[timm]"') from error
+        raise ValueError(
+            'model.name timm:NAME needs timm, which is missing: pip install ".[timm]"'
+        ) from error
     known: list[str] = timm.list_models()
     return known
 

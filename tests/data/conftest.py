@@ -1,0 +1,132 @@
+"""CIFAR-100 in every layout: a tiny stand-in that needs no file, and the real one where PSD_REAL_DATA is set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR100
+
+from psd.data import cifar100
+
+COUNTS = {"train": 8, "test": 3}  # images of each class
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@dataclass
+class Tiny:
+    """Three classes of random 32 x 32 images in shuffled order, taken for CIFAR-100 while a test runs."""
+
+    pixels: dict[str, np.ndarray]  # uint8 (N, 32, 32, 3) of "train" and "test"
+    labels: dict[str, list[int]]
+    classes: tuple[str, ...] = cifar100.CLASSES[:3]
+
+    def write(self, layout: str, root: Path) -> Path:
+        """One layout under root; returns the train split's file or folder."""
+        return getattr(self, f"_{layout}")(root)
+
+    def _parquet(self, root: Path) -> Path:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        (root / "cifar100").mkdir(parents=True)
+        for split in COUNTS:
+            img = [{"bytes": png(image), "path": None} for image in self.pixels[split]]
+            table = pa.table({"img": img, "fine_label": self.labels[split]})
+            pq.write_table(table, root / "cifar100" / f"{split}-00000-of-00001.parquet")
+        return root / "cifar100" / "train-00000-of-00001.parquet"
+
+    def _pickle(self, root: Path) -> Path:
+        folder = root / "cifar-100-python"
+        folder.mkdir(parents=True)
+        for split in COUNTS:
+            flat = self.pixels[split].transpose(0, 3, 1, 2).reshape(-1, 3072)
+            (folder / split).write_bytes(pickle.dumps({"data": flat, "fine_labels": self.labels[split]}))
+        (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": list(self.classes)}))
+        return folder
+
+    def _archive(self, root: Path) -> Path:
+        folder = self._pickle(root / "elsewhere")
+        with tarfile.open(root / "cifar-100-python.tar.gz", "w:gz") as tar:
+            tar.add(folder, "cifar-100-python")
+        return root / "cifar-100-python.tar.gz"
+
+    def _nested(self, root: Path) -> Path:
+        return self._folder(root / "cifar100").parent / "train"
+
+    def _folder(self, root: Path) -> Path:
+        for split in COUNTS:
+            for i, (image, label) in enumerate(zip(self.pixels[split], self.labels[split], strict=True)):
+                folder = root / split / self.classes[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{i:05d}.png").write_bytes(png(image))
+        return root / "train"
+
+
+def fingerprint(pixels: np.ndarray, labels: list[int]) -> str:
+    """As the data's own description has it, image by image."""
+    digests = [hashlib.sha256(p.tobytes() + bytes([y])).digest() for p, y in zip(pixels, labels, strict=True)]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make torchvision take the pickles in `folder` for the originals."""
+    for split in COUNTS:
+        monkeypatch.setattr(CIFAR100, f"{split}_list", [[split, md5(folder / split)]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5(folder / "meta")})
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    rng = np.random.default_rng(0)
+    labels = {split: rng.permutation(np.repeat(range(3), n)).tolist() for split, n in COUNTS.items()}
+    pixels = {s: rng.integers(0, 256, (len(y), 32, 32, 3), dtype=np.uint8) for s, y in labels.items()}
+    for split in COUNTS:
+        monkeypatch.setitem(cifar100.FINGERPRINTS, split, fingerprint(pixels[split], labels[split]))
+    return Tiny(pixels, labels)
+
+
+@pytest.fixture
+def trusted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """The tiny set, whose pickles and archive torchvision takes for the originals."""
+    archive = tiny.write("archive", tmp_path / "originals")
+    trust(tmp_path / "originals" / "elsewhere" / "cifar-100-python", monkeypatch)
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
+    tiny._archive = lambda root: _copy(archive, root)  # a second archive would have another time stamp and MD5
+    return tiny
+
+
+def _copy(archive: Path, root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / archive.name).write_bytes(archive.read_bytes())
+    return root / archive.name
+
+
+@pytest.fixture(scope="session")
+def real_layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The roots of the real CIFAR-100 as parquet, pickle and class folders (about 40 s)."""
+    source = os.environ.get("PSD_REAL_DATA")
+    if not source:
+        pytest.skip("PSD_REAL_DATA (the folder that holds unpack.py) is not set")
+    roots = {layout: tmp_path_factory.mktemp(layout) for layout in ("parquet", "pickle", "folder")}
+    for layout, root in roots.items():
+        command = [sys.executable, f"{source}/unpack.py", "cifar100", str(root), "--layout", layout]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return roots
