@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from psd import data, methods, models, plots
     from psd.config import Config
     from psd.evaluation import Metrics, evaluate
+    from psd.records import Record
     from psd.reporting import report
-    from psd.training import Record, load_model, train
+    from psd.training import load_model, train
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ _LAZY = {
     "Config": "psd.config",
     "Metrics": "psd.evaluation",
     "evaluate": "psd.evaluation",
-    "Record": "psd.training",
+    "Record": "psd.records",
     "load_model": "psd.training",
     "train": "psd.training",
     "report": "psd.reporting",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from psd import config, methods
-from psd.config import SECTIONS, Config
+from psd.config import SECTIONS
 
 OVERRIDES = "Any setting can be changed: --model.name resnet20 --budget.epochs 10. `psd train RECIPE --help` lists all."
 
@@ -179,7 +179,10 @@ def _data(options: argparse.Namespace, rest: list[str]) -> None:
     from psd.data import download
 
     if options.action == "check":
-        print("\n".join(download.check(options.root)))
+        rows = [("data set", "layout", "path", "state"), *download.check(options.root)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     elif options.name is None:
         raise ValueError("the name of a data set is missing: psd data get cifar100")
     else:
@@ -216,7 +219,7 @@ def _settings_parser(method: str) -> Any:
     parser.add_argument("--method.name", type=str, default=method)
     for name, section in {**SECTIONS, "method": methods.find(method)}.items():
         parser.add_class_arguments(section, name)
-        group = parser.groups[name]
+        group = (parser.groups or {})[name]
         group.title, group.description = name, (section.__doc__ or "").strip()
     return parser
 
@@ -233,14 +236,11 @@ def _override(overrides: Sequence[str], key: str) -> str | None:
 
 
 def _plain(message: str) -> str:
-    """jsonargparse's message as one line: the key, what was expected, and the value."""
-    lines = [line.strip() for line in message.splitlines()]
-    key = lines[0].removeprefix('Parser key "').removesuffix('":')
-    given = [line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")]
-    types = [line.removeprefix("Subtypes: ") for line in lines if line.startswith("Subtypes: ")]
-    if given and types:
-        return f"{key}: {given[0]!r} is none of {types[0].replace('<class ', '').replace('>', '')}"
-    return f"{key}: {' '.join(lines[1:])}".replace("<class '", "").replace("'>", "")
+    """jsonargparse's message as one line: the key, what was expected, and the value that was given."""
+    line = " ".join(message.replace("Parser key ", "").split())
+    for verbose in ("<class '", "'>", "typing.", "Does not validate against any of the Union subtypes "):
+        line = line.replace(verbose, "")
+    return line.replace('"', "'")
 
 
 def _print_final(final: dict[str, Any]) -> None:

@@ -352,7 +352,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 
 def _check_number(name: str, value: object, *, positive: bool = False, below: float = math.inf) -> None:
-    fine = isinstance(value, (int, float)) and (0 < value if positive else 0 <= value) and value < below
+    fine = isinstance(value, (int, float)) and (value > 0 if positive else value >= 0) and value < below
     if not fine:
         bounds = f"{'>' if positive else '>='} 0" + (f" and < {below}" if below < math.inf else "")
         raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")

@@ -194,5 +194,5 @@ def _check_logits(logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
             raise ValueError("target holds rows that are no probabilities: each must be >= 0 and sum to 1")
     elif not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(
-            f"target holds labels from {int(target.min())} to {int(target.max())}, but the logits have {classes} classes"
+            f"target holds labels from {int(target.min())} to {int(target.max())}, the logits have {classes} classes"
         )

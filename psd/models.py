@@ -344,9 +344,7 @@ def _timm_names() -> list[str]:
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ValueError(
-            'model.name timm:NAME needs timm, which is missing: pip install ".[timm]"'
-        ) from error
+        raise ValueError('model.name timm:NAME needs timm, which is missing: pip install ".[timm]"') from error
     known: list[str] = timm.list_models()
     return known
 

@@ -21,7 +21,7 @@ SCHEMA = 1
 class Record:
     """What `psd.train` returns and writes to `<output>/<name>.json`.
 
-    epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where it was measured.
+    epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where measured.
     final: the metrics after the last epoch, see `psd.Metrics`. image_passes: images through training forwards.
     seconds: wall time of the run without loading data; images_per_second: image passes per second of training alone.
     """
@@ -49,8 +49,11 @@ class Record:
         return self.name.rpartition("/")[2].removesuffix(f"-s{self.seed}")
 
     def write(self, path: Path | str) -> None:
-        """Write as JSON, whole or not at all."""
-        write_atomically(Path(path), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        """Write as JSON, a line for each epoch, whole or not at all."""
+        values = dataclasses.asdict(self)
+        epochs = ",\n".join(f"  {json.dumps(entry)}" for entry in values.pop("epochs"))
+        head = json.dumps(values, indent=1).removesuffix("\n}")
+        write_atomically(Path(path), f'{head},\n "epochs": [\n{epochs}\n ]\n}}\n')
 
     @classmethod
     def read(cls, path: Path | str) -> Record:

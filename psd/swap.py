@@ -119,11 +119,13 @@ class PatchSwap(nn.Module):
 
 
 def _to_patches(x: Tensor, rows: int, columns: int) -> Tensor:
-    return x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (N, C, rows, m, columns, m)
+    patches: Tensor = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (N, C, rows, m, columns, m)
+    return patches
 
 
 def _to_images(patches: Tensor) -> Tensor:
-    return patches.flatten(4, 5).flatten(2, 3)  # (N, C, H, W)
+    images: Tensor = patches.flatten(4, 5).flatten(2, 3)  # (N, C, H, W)
+    return images
 
 
 def _patch_shape(patch_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def load_model(path: str | Path) -> nn.Module:
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118: not a dict
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
     except Exception as error:  # safetensors raises its own kind
         raise ValueError(f"{file}: not readable as safetensors: {error}") from error
     if "model" not in metadata:

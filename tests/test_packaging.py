@@ -124,9 +124,7 @@ def test_binder_takes_the_cpu_build():
 def test_binder_installs_psd_alone_and_stops_at_an_error():
     path = ROOT / "binder/postBuild"
     assert os.access(path, os.X_OK)
-    lines = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
-    ]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert lines == ["set -e", "pip install --no-deps ."]
 
 
@@ -186,9 +184,7 @@ def checkout(tmp_path):
 
 @needs_make
 def test_make_help_is_the_default_and_lists_every_target(checkout):
-    targets = re.findall(
-        r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    targets = re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert {"help", "demo", "test", "lab", "lint"} <= set(targets)
     listed = checkout.make().stdout
     assert re.findall(r"^  ([a-z-]+) +\S", listed, flags=re.MULTILINE) == targets
@@ -323,9 +319,7 @@ def test_workflow_runs_the_same_on_the_tested_pythons_and_the_tests_on_the_oldes
     tested, oldest = workflow["jobs"]["tested-versions"], workflow["jobs"]["without-constraints"]
     assert tested["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert "bash .ci/run" in [step.get("run") for step in tested["steps"]]
-    python = next(
-        step["with"]["python-version"] for step in oldest["steps"] if "setup-python" in step.get("uses", "")
-    )
+    python = next(step["with"]["python-version"] for step in oldest["steps"] if "setup-python" in step.get("uses", ""))
     assert PROJECT["requires-python"] == f">={python}"
     commands = [step["run"] for step in oldest["steps"] if "run" in step]
     assert any("pytest tests" in command for command in commands)

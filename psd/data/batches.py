@@ -6,7 +6,7 @@ then one gather of pixels and a normalisation, without a worker process or a PIL
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,7 +53,8 @@ class Batches:
         device: where the images live and the batches are made.
 
     Raises:
-        ValueError: a batch larger than the data, unknown needs, and what `ClassPairs` refuses where partners are needed.
+        ValueError: a batch larger than the data, unknown needs, and what `ClassPairs` refuses where a method needs
+            partners.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Batches:
         mean, std = torch.tensor(data.mean), torch.tensor(data.std)
         self._shift = (-255 * mean)[:, None, None].to(self.device)
         self._scale = (1 / (255 * std))[:, None, None].to(self.device)
-        self._draw = lru_cache(maxsize=8)(self._draw_epoch)  # this epoch's and the one before, for every role
+        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(
+            self._draw_epoch
+        )  # this epoch's and the one before, for every role
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step >= 0, in whatever order steps are asked for."""

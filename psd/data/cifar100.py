@@ -194,9 +194,7 @@ def _decode(encoded: bytes, where: str) -> np.ndarray:
         raise ValueError(f"{where} is not a readable image ({error}); {REMEDY}") from error
     if pixels.shape != (32, 32, 3):
         height, width = pixels.shape[:2]
-        raise ValueError(
-            f"{where} is {width} x {height} pixels, not 32 x 32; load such images by `folder:PATH`"
-        )
+        raise ValueError(f"{where} is {width} x {height} pixels, not 32 x 32; load such images by `folder:PATH`")
     return pixels
 
 
@@ -228,9 +226,7 @@ def _read_pickle(path: Path, split: str) -> Raw:
     for name, md5 in [*CIFAR100.train_list, *CIFAR100.test_list, meta]:
         if not check_integrity(path / name, md5):
             state = "is not the original file (its MD5 differs)" if (path / name).exists() else "is missing"
-            raise ValueError(
-                f"{path / name} {state}, so nothing there is unpickled; remove {path} and {REMEDY}"
-            )
+            raise ValueError(f"{path / name} {state}, so nothing there is unpickled; remove {path} and {REMEDY}")
     data = CIFAR100(path.parent, train=split == "train")
     return Raw(data.data, list(data.targets), tuple(data.classes))
 
@@ -248,9 +244,7 @@ def _read_archive(path: Path, split: str) -> Raw:
             extract_archive(os.fspath(path), unpacked)
             os.replace(Path(unpacked) / CIFAR100.base_folder, folder)
     except OSError as error:
-        raise ValueError(
-            f"{path} could not be unpacked beside itself ({error}); unpack it by hand"
-        ) from error
+        raise ValueError(f"{path} could not be unpacked beside itself ({error}); unpack it by hand") from error
     return _read_pickle(folder, split)
 
 

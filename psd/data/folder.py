@@ -53,9 +53,7 @@ def load(
     files = [listing.samples[i][0] for i in rows[chosen].tolist()]
     if size is not None:
         images = torch.stack([_square(file, size) for file in files])
-        return ImageData(
-            images, labels, names, f"folder:{path}", MEAN, STD, crop_padding=size // 8, flip=True
-        )
+        return ImageData(images, labels, names, f"folder:{path}", MEAN, STD, crop_padding=size // 8, flip=True)
     listing.samples = listing.imgs = list(zip(files, labels.tolist(), strict=True))
     listing.targets = labels.tolist()
     listing.classes, listing.class_to_idx = list(names), {name: i for i, name in enumerate(names)}
@@ -76,14 +74,10 @@ def _test_folder(path: Path) -> Path:
         if _classes(folder) == expected:
             return folder
     if not present:
-        raise MissingData(
-            f"there is neither {path / 'test'} nor {path / 'val'}; the test split needs one of them"
-        )
+        raise MissingData(f"there is neither {path / 'test'} nor {path / 'val'}; the test split needs one of them")
     folder = present[-1]
     alone = {"train": expected - _classes(folder), folder.name: _classes(folder) - expected}
-    only = "; ".join(
-        f"only in {where}: {', '.join(sorted(some)[:5])}" for where, some in alone.items() if some
-    )
+    only = "; ".join(f"only in {where}: {', '.join(sorted(some)[:5])}" for where, some in alone.items() if some)
     raise ValueError(f"{folder} must hold the same classes as {path / 'train'} ({only})")
 
 

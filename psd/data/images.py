@@ -43,9 +43,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if self.targets.dtype != torch.int64 or self.targets.shape != self.images.shape[:1]:
             raise ValueError(
                 f"targets must be int64 of shape {(len(self.images),)}, one label per image, "
@@ -147,9 +145,7 @@ def fit_or_tune(targets: Tensor, part: str) -> Tensor:
     for c in sorted(set(targets.tolist())):
         members = (targets == c).nonzero().flatten()
         if len(members) < 2:
-            raise ValueError(
-                f"split {part!r} needs 2 training images or more of every class, class {c} has 1"
-            )
+            raise ValueError(f"split {part!r} needs 2 training images or more of every class, class {c} has 1")
         order = torch.randperm(len(members), generator=generator_for("fit and tune", c))
         tenth = max(1, round(len(members) / 10))
         parts.append(members[order[:tenth] if part == "tune" else order[tenth:]])

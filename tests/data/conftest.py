@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from psd.data import cifar100
+from psd.data import ImageData, cifar100
 
 COUNTS = {"train": 8, "test": 3}  # images of each class
 
@@ -46,7 +47,7 @@ class Tiny:
 
     def _parquet(self, root: Path) -> Path:
         pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        (root / "cifar100").mkdir(parents=True)
+        (root / "cifar100").mkdir(parents=True, exist_ok=True)
         for split in COUNTS:
             img = [{"bytes": png(image), "path": None} for image in self.pixels[split]]
             table = pa.table({"img": img, "fine_label": self.labels[split]})
@@ -81,16 +82,21 @@ class Tiny:
 
 
 def fingerprint(pixels: np.ndarray, labels: list[int]) -> str:
-    """As the data's own description has it, image by image."""
+    """SHA-256 of the sorted SHA-256 digests of each image's bytes and its label's."""
     digests = [hashlib.sha256(p.tobytes() + bytes([y])).digest() for p, y in zip(pixels, labels, strict=True)]
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make torchvision take the pickles in `folder` for the originals."""
-    for split in COUNTS:
-        monkeypatch.setattr(CIFAR100, f"{split}_list", [[split, md5(folder / split)]])
-    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5(folder / "meta")})
+@pytest.fixture
+def trust(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes torchvision take the pickles in a folder for the originals."""
+
+    def trust(folder: Path) -> None:
+        for split in COUNTS:
+            monkeypatch.setattr(CIFAR100, f"{split}_list", [[split, md5(folder / split)]])
+        monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5(folder / "meta")})
+
+    return trust
 
 
 @pytest.fixture
@@ -104,10 +110,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 
 @pytest.fixture
-def trusted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+def trusted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: Callable[[Path], None]) -> Tiny:
     """The tiny set, whose pickles and archive torchvision takes for the originals."""
     archive = tiny.write("archive", tmp_path / "originals")
-    trust(tmp_path / "originals" / "elsewhere" / "cifar-100-python", monkeypatch)
+    trust(tmp_path / "originals" / "elsewhere" / "cifar-100-python")
     monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
     tiny._archive = lambda root: _copy(archive, root)  # a second archive would have another time stamp and MD5
     return tiny
@@ -125,8 +131,14 @@ def real_layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     source = os.environ.get("PSD_REAL_DATA")
     if not source:
         pytest.skip("PSD_REAL_DATA (the folder that holds unpack.py) is not set")
-    roots = {layout: tmp_path_factory.mktemp(layout) for layout in ("parquet", "pickle", "folder")}
+    roots: dict[str, Path] = {layout: tmp_path_factory.mktemp(layout) for layout in ("parquet", "pickle", "folder")}
     for layout, root in roots.items():
         command = [sys.executable, f"{source}/unpack.py", "cifar100", str(root), "--layout", layout]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return roots
+
+
+@pytest.fixture(scope="session")
+def real(real_layouts: dict[str, Path]) -> dict[str, ImageData]:
+    """The real train and test split, as the parquet layout has them."""
+    return {split: cifar100.read(real_layouts["parquet"], split) for split in COUNTS}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psd import data
-from psd.data.images import ImageData, chosen_classes, choose, fit_or_tune, take
+from psd.data.images import ImageData, choose, chosen_classes, fit_or_tune, take
 
 NAMES = tuple("abcdef")
 
@@ -138,7 +138,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
 
 
 def test_an_unknown_split_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="split 'val' is unknown.*train, test, fit, tune"):
+    with pytest.raises(ValueError, match=r"split 'val' is unknown.*train, test, fit, tune"):
         data.load("shapes", split="val")
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from psd.data import load, shapes
 
@@ -114,26 +115,19 @@ def test_corner_parts_have_the_shapes_of_the_code_word(large):
 
 
 def test_stripes_run_in_the_direction_of_the_code_word():
-    drawn = shapes.draw(64, size=128, seed=6)
-    grey = torch.nn.functional.avg_pool2d(drawn.images.float().mean(1, keepdim=True), 5, 1, 2)[:, 0]
-    dy, dx = torch.gradient(grey, dim=(1, 2))
+    drawn = shapes.draw(128, size=128, seed=6)
+    smooth = F.avg_pool2d(drawn.images.float() / 255, 5, 1, 2)
+    dy, dx = torch.gradient(smooth, dim=(2, 3))
     # Only well inside the disc: its rim and the corner parts have edges of their own.
-    inside = -torch.nn.functional.max_pool2d(-drawn.masks[:, 1:2].float(), 15, 1, 7)[:, 0] > 0
-    doubled = torch.atan2((2 * dx * dy * inside).sum((1, 2)), ((dx**2 - dy**2) * inside).sum((1, 2)))
-    normal = torch.rad2deg(doubled / 2)  # of the edges, clockwise from the right, since y points down
-    along = 90 - normal
+    inside = -F.max_pool2d(-drawn.masks[:, 1:2].float(), 15, 1, 7) > 0
+    energy = ((dx**2 + dy**2) * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
+    doubled = torch.atan2((2 * dx * dy * inside).sum((1, 2, 3)), ((dx**2 - dy**2) * inside).sum((1, 2, 3)))
+    along = 90 - torch.rad2deg(doubled / 2)  # the gradient's angle is clockwise, since y points down
     expected = torch.tensor([45.0 * shapes.CODES[y][1] for y in drawn.targets.tolist()])
     off = (along - expected + 90) % 180 - 90
-    assert off.abs().max() < 10 + 5
-
-
-def test_the_parts_colours_stand_out_from_the_background():
-    drawn = shapes.draw(64, size=64, seed=7)
-    pixels, covered = drawn.images.float() / 255, drawn.masks.any(dim=1)
-    for image, masks, any_part in zip(pixels, drawn.masks, covered, strict=True):
-        ground = image[:, ~any_part].median(dim=1).values
-        for part in (0, 2):
-            assert (image[:, masks[part]].median(dim=1).values - ground).norm() > 0.2
+    clear = energy > 5 * 0.08**2 / 25  # above what the noise leaves: the two colours may chance to be alike
+    assert clear.float().mean() > 0.8
+    assert off[clear].abs().max() < 10 + 5  # degrees: the tilt, and the measurement
 
 
 def test_mean_and_std_are_those_of_the_images():
@@ -163,9 +157,7 @@ def test_bad_arguments_are_refused(arguments, message):
         shapes.draw(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("split", "count"), [("train", 800), ("fit", 800), ("test", 2000), ("tune", 2000)]
-)
+@pytest.mark.parametrize(("split", "count"), [("train", 800), ("fit", 800), ("test", 2000), ("tune", 2000)])
 def test_splits_have_their_documented_sizes(split, count):
     assert len(load("shapes", split=split)) == count
 

@@ -1,0 +1,535 @@
+"""What a run is: round trips, names, budgets, learning rates, and every bad value named."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import yaml
+
+from psd import config, methods
+from psd.config import (
+    BudgetConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    comparison,
+    differences,
+    from_dict,
+    merge,
+    read_yaml,
+    recipe,
+    recipe_names,
+)
+
+NAN, INF = float("nan"), float("inf")
+EVERYTHING: dict[str, Any] = {  # no value is its default
+    "data": {"name": "cifar100", "root": "somewhere", "split": "fit", "classes": 10, "per_class": 100, "size": 64}
+    | {"count": 500, "seed": 3, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False},
+    "model": {"name": "resnet14"},
+    "method": {"name": "patch_swap", "temperature": 2.0, "weight": 0.5, "detach": True, "direction": "a_to_b"}
+    | {"cross_entropy": "a", "feature_weight": 0.1, "feature_distance": "mse", "patch_size": 8, "p": 0.9}
+    | {"ratio": "uniform"},
+    "budget": {"epochs": None, "image_passes": 3000},
+    "optimizer": {"lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.1, "clip_norm": 5.0},
+    "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "device": "cpu", "precision": "fp32"}
+    | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False},
+}
+
+
+# --- to_dict and from_dict
+
+
+def test_from_dict_undoes_to_dict():
+    assert from_dict(EVERYTHING).to_dict() == EVERYTHING
+
+
+def test_the_round_trip_has_every_setting():
+    default = Config().to_dict()
+    for section, options in EVERYTHING.items():
+        assert list(options) == list(default[section])
+        assert all(default[section][key] != value for key, value in options.items() if key not in ("name", "epochs"))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_s_options_make_the_round_trip(name):
+    made = Config(method=methods.build(name))
+    again = from_dict(made.to_dict())
+    assert again == made and type(again.method) is methods.find(name)
+
+
+def test_a_config_survives_json_and_yaml():
+    made = from_dict(EVERYTHING)
+    assert from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert from_dict(yaml.safe_load(yaml.safe_dump(made.to_dict()))) == made
+
+
+def test_a_rectangular_patch_is_the_same_run_after_json():
+    made = Config(method=methods.build("patch_swap", patch_size=(4, 8)))
+    again = from_dict(json.loads(json.dumps(made.to_dict())))
+    assert differences(made.to_dict(), again.to_dict()) == []
+
+
+def test_sections_left_out_take_their_defaults():
+    assert from_dict({}) == Config()
+
+
+def test_keys_left_out_take_their_defaults():
+    assert from_dict({"optimizer": {"lr": 0.3}}).optimizer == OptimizerConfig(lr=0.3)
+
+
+def test_from_dict_leaves_its_argument_alone():
+    values = {"method": {"name": "cutmix", "p": 0.2}, "compare": {"seeds": [1]}}
+    from_dict(values)
+    assert values == {"method": {"name": "cutmix", "p": 0.2}, "compare": {"seeds": [1]}}
+
+
+def test_the_default_run_is_patch_swap():
+    assert Config().method == methods.build("patch_swap")
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_loads_with_every_value_it_writes(name):
+    written, loaded = read_yaml(name), recipe(name).to_dict()
+    for section, options in written.items():
+        if section != "compare":
+            assert options == {key: loaded[section][key] for key in options}, section
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_run_of_a_recipe_s_comparison_is_valid_and_has_its_own_record(name):
+    runs = [made.name for made in comparison(read_yaml(name)).configs()]
+    assert runs and len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_compares_with_cross_entropy(name):
+    assert "cross_entropy" in [method["name"] for method in comparison(read_yaml(name)).methods]
+
+
+def test_a_recipe_takes_changes():
+    changed = recipe("shapes", run={"seed": 7}, optimizer={"lr": 0.5})
+    assert (changed.run.seed, changed.optimizer.lr) == (7, 0.5)
+    assert changed.method == recipe("shapes").method
+
+
+def test_a_recipe_may_be_a_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: {name: label_smoothing, smoothing: 0.2}\n")
+    assert recipe(str(path)) == Config(method=methods.build("label_smoothing", smoothing=0.2))
+
+
+def test_a_recipe_s_name_wins_over_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").write_text("data: {name: cifar100}\n")
+    assert recipe("shapes").data.name == "shapes"
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'cifar-small' is neither .*did you mean 'cifar100-small'\? .*shapes"):
+        recipe("cifar-small")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not readable as YAML"),
+        ("- model", "a recipe is a mapping with the keys data, model, "),
+        ("", "a recipe is a mapping"),
+        ("model: {nam: resnet8}", "unknown key 'model.nam'; did you mean 'model.name'"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        recipe(str(path))
+
+
+def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ValueError, match=r"mine\.yaml: not readable as YAML"):
+        recipe(str(path))
+
+
+# --- unknown keys
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": {"learning_rate": 1}}, "'optimizer.learning_rate'; did you mean 'optimizer.lr'"),
+        ({"data": {"batchsize": 1}}, "'data.batchsize'; did you mean 'data.batch_size'"),
+        ({"optimiser": {"lr": 0.1}}, "unknown key 'optimiser.*did you mean 'optimizer"),
+        ({"method": {"name": "patch_swap", "patchsize": 4}}, "'method.patchsize'; did you mean 'method.patch_size'"),
+        ({"method": {"name": "cutmix", "patch_size": 4}}, "unknown key 'method.patch_size'"),
+        ({"zzz": 3}, "unknown key 'zzz'; sections are data, model, budget, optimizer, run, method"),
+        ({"method": {"name": "patchswap"}}, "method.name 'patchswap' is unknown; did you mean 'patch_swap'"),
+        ({"method": {"p": 0.5}}, "method.name is missing; known: cross_entropy, "),
+        ({"method": "patch_swap"}, "method.name is missing"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
+
+
+def test_an_unknown_section_is_refused_even_where_it_is_empty():
+    with pytest.raises(ValueError, match="unknown key 'optimiser'"):
+        from_dict({"optimiser": {}})
+
+
+@pytest.mark.parametrize("value", [None, 3, "cifar100"])
+def test_a_section_that_holds_no_keys_is_refused_as_such(value):
+    with pytest.raises(ValueError, match="data must be a mapping"):
+        from_dict({"data": value})
+
+
+def test_the_compare_section_is_no_part_of_a_run():
+    assert from_dict({"compare": {"seeds": [1, 2]}}) == Config()
+
+
+# --- merge
+
+
+def test_merge_changes_single_keys():
+    merged = merge({"run": {"seed": 1, "variant": "x"}, "data": {"size": 8}}, {"run": {"seed": 2}})
+    assert merged == {"run": {"seed": 2, "variant": "x"}, "data": {"size": 8}}
+
+
+def test_merge_drops_the_options_of_a_replaced_method():
+    merged = merge({"method": {"name": "patch_swap", "patch_size": 8}}, {"method": {"name": "cutmix", "alpha": 2.0}})
+    assert merged == {"method": {"name": "cutmix", "alpha": 2.0}}
+
+
+@pytest.mark.parametrize("change", [{"p": 0.9}, {"name": "patch_swap", "p": 0.9}])
+def test_merge_keeps_the_options_of_the_same_method(change):
+    merged = merge({"method": {"name": "patch_swap", "patch_size": 8, "p": 0.1}}, {"method": change})
+    assert merged == {"method": {"name": "patch_swap", "patch_size": 8, "p": 0.9}}
+
+
+def test_a_change_that_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match="method must be a mapping of settings, got 'cutmix'"):
+        recipe("shapes", method="cutmix")
+
+
+def test_merge_leaves_its_arguments_alone():
+    values, changes = {"method": {"name": "cutmix", "p": 0.1}}, {"method": {"name": "cross_entropy"}}
+    merge(values, changes)
+    assert values == {"method": {"name": "cutmix", "p": 0.1}} and changes == {"method": {"name": "cross_entropy"}}
+
+
+# --- comparisons
+
+COMPARED: dict[str, Any] = {
+    "method": {"name": "patch_swap", "p": 0.9},
+    "budget": {"epochs": 3},
+    "run": {"variant": "x"},
+    "compare": {"seeds": [0, 1], "methods": [{"name": "cutmix", "alpha": 2.0}, {"name": "cross_entropy"}]},
+}
+
+
+def test_a_comparison_runs_its_methods_then_the_recipe_s_own():
+    runs = comparison(COMPARED).configs()
+    assert [(run.method.name, run.run.seed) for run in runs] == [
+        ("cutmix", 0),
+        ("cutmix", 1),
+        ("cross_entropy", 0),
+        ("cross_entropy", 1),
+        ("patch_swap", 0),
+        ("patch_swap", 1),
+    ]
+
+
+def test_all_runs_of_a_comparison_share_everything_else():
+    for run in comparison(COMPARED).configs():
+        assert run.budget == BudgetConfig(epochs=3) and run.run.variant == "x"
+
+
+def test_chosen_methods_take_the_recipe_s_options_or_their_defaults():
+    chosen = comparison(COMPARED, names=["label_smoothing", "cutmix"]).configs()[::2]
+    assert [run.method for run in chosen] == [methods.build("label_smoothing"), methods.build("cutmix", alpha=2.0)]
+
+
+def test_chosen_seeds_replace_the_recipe_s():
+    assert {run.run.seed for run in comparison(COMPARED, seeds=[5, 6, 7]).configs()} == {5, 6, 7}
+
+
+def test_an_unknown_key_of_a_comparison_is_refused():
+    with pytest.raises(ValueError, match=r"unknown key 'compare.seed'; known are compare.methods and compare.seeds"):
+        comparison({"compare": {"seed": [1]}})
+
+
+@pytest.mark.parametrize("section", [None, {"methods": [{"alpha": 1.0}]}, {"methods": ["cutmix"]}])
+def test_a_comparison_that_is_no_list_of_methods_is_refused(section):
+    with pytest.raises(ValueError, match=r"^compare"):
+        comparison({"compare": section})
+
+
+def test_two_runs_with_one_record_are_refused():
+    twice = {"compare": {"methods": [{"name": "cutmix", "p": 0.2}, {"name": "cutmix", "p": 0.3}]}}
+    with pytest.raises(ValueError, match="shapes/resnet8/80ep/cutmix-s0"):
+        comparison(twice).configs()
+
+
+def test_an_unknown_method_of_a_comparison_is_refused():
+    with pytest.raises(ValueError, match="'patchswap' is unknown; did you mean 'patch_swap'"):
+        comparison(COMPARED, names=["patchswap"]).configs()
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("budget", "label"),
+    [
+        ({"epochs": 200}, "200ep"),
+        ({"image_passes": 10_000_000}, "10Mpass"),
+        ({"image_passes": 200_000}, "200kpass"),
+        ({"image_passes": 1_500_000}, "1500kpass"),
+        ({"image_passes": 1234}, "1234pass"),
+    ],
+)
+def test_a_budget_s_label(budget, label):
+    assert BudgetConfig(**budget).label == label
+
+
+@pytest.mark.parametrize(
+    ("data", "label"),
+    [
+        ({}, "shapes"),
+        ({"name": "cifar100-small"}, "cifar100-small"),
+        ({"name": "cifar100", "classes": 10, "per_class": 50}, "cifar100-classes10-per_class50"),
+        ({"size": 64, "count": 500, "seed": 2}, "shapes-size64-count500-seed2"),
+        ({"split": "fit"}, "shapes-fit"),
+        ({"name": "folder:/some/where/birds"}, "birds"),
+    ],
+)
+def test_the_data_s_label_says_what_changes_the_images(data, label):
+    assert DataConfig(**data).label == label
+
+
+def test_a_record_s_name_holds_data_model_budget_method_variant_and_seed():
+    made = from_dict(
+        {
+            "data": {"name": "cifar100"},
+            "model": {"name": "resnet18"},
+            "method": {"name": "cross_entropy"},
+            "budget": {"epochs": 200},
+            "run": {"variant": "no-decay", "seed": 3},
+        }
+    )
+    assert made.name == "cifar100/resnet18/200ep/cross_entropy-no-decay-s3"
+
+
+def test_a_model_of_another_library_makes_no_drive_letter():
+    made = Config(model=ModelConfig("torchvision:resnet18"))
+    assert made.name == "shapes/torchvision-resnet18/80ep/patch_swap-s0"
+
+
+# --- steps and learning rates
+
+
+def test_epochs_are_as_many_times_the_steps_of_one():
+    assert BudgetConfig(epochs=7).steps(per_epoch=12, passes_per_step=64) == 84
+
+
+@pytest.mark.parametrize("passes", [12_800, 200_000, 1_000_000])
+@pytest.mark.parametrize("anchors", [32, 50, 128])
+def test_equal_image_passes_are_equal_passes_for_single_images_and_pairs(passes, anchors):
+    budget = BudgetConfig(image_passes=passes)
+    for passes_per_step in (anchors, 2 * anchors):
+        steps = budget.steps(per_epoch=10, passes_per_step=passes_per_step)
+        assert abs(steps * passes_per_step - passes) <= passes_per_step / 2
+
+
+def test_pairs_take_half_the_steps_of_single_images():
+    budget = BudgetConfig(image_passes=128_000)
+    assert budget.steps(12, 64) == 2000 and budget.steps(12, 128) == 1000
+
+
+def test_a_budget_smaller_than_a_step_is_one_step():
+    assert BudgetConfig(image_passes=1).steps(12, 64) == 1
+
+
+def test_the_rate_begins_at_lr_and_falls_to_nearly_0():
+    optimizer = OptimizerConfig(lr=0.4)
+    assert optimizer.lr_at(0, 1000) == pytest.approx(0.4)
+    assert optimizer.lr_at(500, 1000) == pytest.approx(0.2)
+    assert 0 < optimizer.lr_at(999, 1000) < 1e-5
+
+
+def test_the_rate_follows_a_cosine():
+    optimizer = OptimizerConfig(lr=0.4)
+    for step in range(0, 100, 7):
+        assert optimizer.lr_at(step, 100) == pytest.approx(0.4 * math.cos(math.pi * step / 200) ** 2)
+
+
+def test_the_warm_up_rises_linearly_to_lr():
+    optimizer = OptimizerConfig(lr=0.4, warmup=0.1)
+    assert [optimizer.lr_at(step, 40) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_the_cosine_begins_where_the_warm_up_ends():
+    optimizer = OptimizerConfig(lr=0.4, warmup=0.1)
+    assert optimizer.lr_at(4, 40) == pytest.approx(0.4)
+    assert optimizer.lr_at(22, 40) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 97])
+def test_every_step_of_every_run_has_a_rate_between_0_and_lr(warmup, steps):
+    optimizer = OptimizerConfig(lr=0.4, warmup=warmup)
+    assert all(0 < optimizer.lr_at(step, steps) < 0.4001 for step in range(steps))
+
+
+# --- differences
+
+HOW_TO_RUN = ("data.root", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device")
+
+
+def test_differences_name_the_key_and_both_values():
+    a, b = Config().to_dict(), Config(optimizer=OptimizerConfig(lr=0.2)).to_dict()
+    assert differences(a, b) == ["optimizer.lr: 0.1 != 0.2"]
+
+
+def test_differences_tell_methods_apart():
+    a, b = (Config(method=methods.build(name)).to_dict() for name in ("pair_distillation", "patch_swap"))
+    assert "method.name: 'pair_distillation' != 'patch_swap'" in differences(a, b)
+    assert "method.patch_size: None != 4" in differences(a, b)
+
+
+@pytest.mark.parametrize("key", HOW_TO_RUN)
+def test_what_does_not_change_the_result_is_no_difference(key):
+    section, _, name = key.partition(".")
+    changed = from_dict({section: {name: EVERYTHING[section][name]}})
+    assert changed.to_dict() != Config().to_dict()
+    assert differences(Config().to_dict(), changed.to_dict()) == []
+
+
+def test_every_other_setting_is_a_difference():
+    unseen = []
+    for section, options in EVERYTHING.items():
+        for name, value in options.items():
+            key = f"{section}.{name}"
+            default = Config().to_dict()
+            if value != default[section][name] and key not in HOW_TO_RUN:
+                changed = {**default, section: {**default[section], name: value}}
+                unseen += [key] if [d.partition(":")[0] for d in differences(default, changed)] != [key] else []
+    assert unseen == []
+
+
+# --- bad values
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "name", None),
+        ("data", "split", "test"),
+        ("data", "batch_size", 0),
+        ("data", "batch_size", 1.5),
+        ("data", "batch_size", True),
+        ("data", "classes", 0),
+        ("data", "per_class", -1),
+        ("data", "size", "32"),
+        ("data", "count", 0),
+        ("data", "crop_padding", -1),
+        ("data", "seed", "a"),
+        ("data", "flip", "no"),
+        ("data", "verify", None),
+        ("model", "name", "resnet9"),
+        ("model", "name", None),
+        ("budget", "epochs", 0),
+        ("budget", "epochs", "3"),
+        ("budget", "image_passes", -1),
+        ("budget", "image_passes", 1e6),
+        ("optimizer", "lr", NAN),
+        ("optimizer", "lr", INF),
+        ("optimizer", "lr", -0.1),
+        ("optimizer", "lr", 0),
+        ("optimizer", "lr", "1e-1"),
+        ("optimizer", "lr", True),
+        ("optimizer", "momentum", 1.0),
+        ("optimizer", "momentum", NAN),
+        ("optimizer", "nesterov", "no"),
+        ("optimizer", "momentum", 0),  # Nesterov needs some
+        ("optimizer", "weight_decay", -1e-4),
+        ("optimizer", "weight_decay", INF),
+        ("optimizer", "warmup", 1.0),
+        ("optimizer", "warmup", -0.1),
+        ("optimizer", "clip_norm", 0),
+        ("optimizer", "clip_norm", NAN),
+        ("run", "seed", -1),
+        ("run", "seed", 0.5),
+        ("run", "variant", "a/b"),
+        ("run", "variant", ".."),
+        ("run", "variant", 3),
+        ("run", "device", "cuda:1"),
+        ("run", "precision", "fp16"),
+        ("run", "progress", 1),
+        ("run", "evaluate_every", -1),
+        ("run", "checkpoint_every", 0.5),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(section, key, value):
+    with pytest.raises(ValueError, match=rf"{section}\.{key} ") as raised:
+        from_dict({section: {key: value}})
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "patch_swap", "p": 1.5}, "p must be a number in .0, 1., got 1.5"),
+        ({"name": "patch_swap", "temperature": 0}, "temperature must be a finite number > 0, got 0"),
+        ({"name": "patch_swap", "patch_size": -4}, "patch_size must be a positive integer .*got -4"),
+        ({"name": "cutmix", "p": 1.5}, "method.p must .*got 1.5"),
+        ({"name": "cutmix", "p": "0.5"}, "method.p must .*got '0.5'"),
+        ({"name": "cutmix", "alpha": INF}, "method.alpha must .*got inf"),
+        ({"name": "label_smoothing", "smoothing": None}, "method.smoothing must .*got None"),
+    ],
+)
+def test_a_bad_value_of_a_method_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict({"method": options})
+
+
+def test_two_budgets_are_refused():
+    with pytest.raises(ValueError, match="either epochs or image_passes, got epochs=3 and image_passes=4"):
+        from_dict({"budget": {"epochs": 3, "image_passes": 4}})
+
+
+def test_no_budget_is_refused():
+    with pytest.raises(ValueError, match="either epochs or image_passes, got epochs=None and image_passes=None"):
+        from_dict({"budget": {}})
+
+
+def test_momentum_may_be_0_without_nesterov():
+    assert OptimizerConfig(momentum=0, nesterov=False).momentum == 0
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match=r"model.name 'resnt14' is unknown; did you mean 'resnet14'"):
+        ModelConfig("resnt14")
+
+
+@pytest.mark.parametrize("variant", ["T2", "no-decay", "p0.5", "a_to_b"])
+def test_a_variant_may_hold_what_a_file_name_holds(variant):
+    assert RunConfig(variant=variant).variant == variant
+
+
+def test_known_keys_are_the_fields_of_all_sections():
+    known = config.known_keys("cutmix")
+    assert {"method.name", "method.alpha", "method.p"} <= set(known)
+    assert {f"optimizer.{field.name}" for field in fields(OptimizerConfig)} <= set(known)
+    assert "method.patch_size" not in known
