@@ -1,0 +1,182 @@
+"""Tables of records: what `psd report` prints and README shows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from psd import config
+from psd.records import Record
+
+BASELINE = "cross_entropy"
+BLOCK = re.compile(r"(<!-- psd report (?P<paths>[^>]*?) -->\n)(?P<table>.*?)(<!-- end of psd report -->)", re.DOTALL)
+
+
+def report(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """Markdown tables of records, one for each data set, model and budget, one row for each method.
+
+    Mean over seeds ± half of the 95% t-interval; the difference to cross-entropy is paired by seed. Everything is
+    measured after the last epoch. Two rows of one table differ in their method alone or say so by their variant.
+
+    Args:
+        paths: record files, or folders that are searched for them.
+
+    Raises:
+        ValueError: no record there, a file that is none, one run twice, runs of one row with different settings.
+    """
+    tables = []
+    for records in groups(paths):
+        first = records[0]
+        tables.append(f"{heading(first)}\n\n{_table(records)}\n\n{_caption(records)}\n")
+    return "\n".join(tables)
+
+
+def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
+    """The records under `paths`, a list for each table, cross-entropy first in each. Errors as in `report`."""
+    found: dict[str, tuple[Path, Record]] = {}
+    for file in _files([Path(path) for path in paths]):
+        record = Record.read(file)
+        if record.name in found and file.resolve() != found[record.name][0].resolve():
+            raise ValueError(f"{file} and {found[record.name][0]} are records of one run, {record.name}; name one")
+        found[record.name] = (file, record)
+    tables: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for _, record in found.values():
+        tables[record.data, record.model, record.budget].append(record)
+    for records in tables.values():
+        records.sort(key=lambda r: (r.variant != BASELINE, r.variant, r.seed))
+        _check_rows(records)
+    return [tables[key] for key in sorted(tables)]
+
+
+def heading(record: Record) -> str:
+    """The title of the table that a record stands in."""
+    budget = record.config["budget"]
+    size = f"{budget['epochs']} epochs" if budget["epochs"] else f"{budget['image_passes']:,} image passes"
+    return f"**{record.data}, {record.model}, {size}**"
+
+
+def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The rows of a table: the records of each method (with its variant), in the order they come."""
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(record.variant, []).append(record)
+    return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half of the 95% interval of Student's t distribution; None for a single value.
+
+    >>> middle, half = interval([1.0, 2.0, 3.0])
+    >>> middle, round(half, 3)
+    (2.0, 2.484)
+    """
+    if len(values) < 2:
+        return mean(values), None
+    from scipy.stats import t
+
+    return mean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def differences(rows: dict[str, list[Record]], method: str, metric: str = "top1") -> list[float]:
+    """`metric` of a method minus that of cross-entropy, for each seed that both have run."""
+    baseline = {record.seed: record.final[metric] for record in rows.get(BASELINE, [])}
+    return [r.final[metric] - baseline[r.seed] for r in rows[method] if r.seed in baseline]
+
+
+def fill(text: str, folder: Path) -> str:
+    """`text` with every table between two comments made anew from the records that the first one names:
+
+        <!-- psd report results/cifar100-small -->
+        <!-- end of psd report -->
+
+    Paths are relative to `folder`. ValueError where a comment has no end, or no table is found.
+    """
+    begins, blocks = text.count("<!-- psd report "), list(BLOCK.finditer(text))
+    if begins != len(blocks) or not blocks:
+        raise ValueError(f"{begins} comments '<!-- psd report PATH -->', {len(blocks)} of them with their end below")
+
+    def table(block: re.Match[str]) -> str:
+        paths = [folder / path for path in block["paths"].split()]
+        return f"{block[1]}\n{report(paths)}\n{block[4]}"
+
+    return BLOCK.sub(table, text)
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such record or folder")
+        inside = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no records (*.json)")
+        files += inside
+    return files
+
+
+def _check_rows(records: list[Record]) -> None:
+    for name, row in by_method(records).items():
+        for record in row[1:]:
+            settings = {**record.config, "run": {**record.config["run"], "seed": row[0].seed}}
+            unlike = config.differences(row[0].config, settings)
+            if unlike:
+                raise ValueError(
+                    f"{name}: seeds {row[0].seed} and {record.seed} ran with different settings, "
+                    f"{'; '.join(unlike)}; give one of them a run.variant"
+                )
+
+
+def _table(records: list[Record]) -> str:
+    rows = by_method(records)
+    columns: dict[str, Callable[[str, list[Record]], str]] = {
+        "method": lambda name, row: name,
+        "top-1 %": lambda name, row: _spread([r.final["top1"] for r in row], 2),
+        "Δ top-1": lambda name, row: "" if name == BASELINE else _spread(differences(rows, name), 2, signed=True),
+        "top-5 %": lambda name, row: _spread([r.final["top5"] for r in row], 2),
+        "NLL": lambda name, row: _spread([r.final["nll"] for r in row], 3),
+        "ECE": lambda name, row: _spread([r.final["ece"] for r in row], 3),
+        "epochs": lambda name, row: f"{_epochs(row[0]):g}",
+        "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
+    }
+    if BASELINE not in rows or len(rows) == 1:
+        del columns["Δ top-1"]
+    if all(r.final["top5"] is None for r in records):
+        del columns["top-5 %"]
+    lines = [list(columns), *([cell(name, row) for cell in columns.values()] for name, row in rows.items())]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    lines.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def _epochs(record: Record) -> float:
+    """Passes over the training images as anchors; the last one may be cut short."""
+    steps = [entry["steps"] for entry in record.epochs]
+    return round(sum(steps) / max(steps), 1)
+
+
+def _caption(records: list[Record]) -> str:
+    seeds = sorted({record.seed for record in records})
+    tested = " / ".join(f"{n:,}" for n in sorted({record.final["n_test"] for record in records}))
+    devices = ", ".join(sorted({record.device for record in records}))
+    several = "Mean ± half of the 95% t-interval over seeds" if len(seeds) > 1 else "Seed"
+    delta = ""
+    if BASELINE in by_method(records) and len(by_method(records)) > 1:
+        delta = " Δ: points over cross_entropy" + (", paired by seed." if len(seeds) > 1 else ".")
+    return (
+        f"{several} {', '.join(map(str, seeds))}; {tested} test images, after the last epoch.{delta} "
+        f"Seconds a run on {devices}."
+    )
+
+
+def _spread(values: Sequence[float | None], digits: int, signed: bool = False) -> str:
+    """Mean ± half interval; a single value alone; a dash for none."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "–"
+    middle, half = interval(numbers)
+    text = f"{middle:{'+' if signed else ''}.{digits}f}"
+    return text if half is None else f"{text} ± {half:.{digits}f}"
