@@ -1,6 +1,6 @@
 # The commands of this repository. Those that need packages install them into .venv, once, and again only when
 # pyproject.toml, constraints.txt or the folder's place has changed. pip's own settings (PIP_EXTRA_INDEX_URL,
-# PIP_CACHE_DIR, ...) and PSD_DATA, PSD_REAL_DATA pass through the environment.
+# PIP_CACHE_DIR, ...) and PSD_DATA pass through the environment.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -4,7 +4,8 @@ Both make the same training batches of the same random uint8 images (32 x 32): a
 4 pixels, a flip, normalisation, float32 on the device. "pairs" also makes a same-class partner for every anchor
 and counts both images; the DataLoader then reads `psd.ClassPairs`. The loader runs with 0 and with 2 worker
 processes, which are started before the clock. The paths take turns in one run; each number is the median over
-the turns, each ratio (in memory / PIL) the median of the turns' own ratios.
+the turns, each ratio (in memory / PIL) the median of the turns' own ratios. The last line is the time to draw the
+embedded data set `shapes`, on the CPU.
 
     python benchmarks/data_path.py
     python benchmarks/data_path.py --device cuda
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from psd import ClassPairs
+from psd.data import shapes
 from psd.data.batches import Batches
 from psd.data.images import ImageData
 
@@ -59,7 +61,7 @@ def random_data(count: int, classes: int = 100) -> ImageData:
     return ImageData(images, torch.arange(count) % classes, names, "random", MEAN, STD, 4, True)
 
 
-def seconds(work: Callable[[], None], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -132,6 +134,8 @@ def main() -> None:
             ratio = median(a / b for a, b in zip(ours, rates, strict=True))
             line += f"  {median(rates):14,.0f}  {ratio:6.1f}"
         print(line)
+    times = [seconds(lambda: shapes.draw(2000), torch.device("cpu")) for _ in range(options.turns)]
+    print(f"shapes: 2000 images of 32 x 32 drawn in {median(times):.2f} s")
 
 
 if __name__ == "__main__":

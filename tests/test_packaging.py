@@ -280,20 +280,21 @@ def test_make_says_that_there_is_no_python(checkout):
 # -- continuous integration ----------------------------------------------------------------------------------
 
 
-def ci_run(folder: Path, make: str, **environment: str) -> tuple[int, list[str]]:
-    """Exit code of .ci/run beside a stand-in for make, and what that was asked."""
-    (folder / "checkout" / ".ci").mkdir(parents=True)
-    (folder / "bin").mkdir()
-    script = shutil.copy(ROOT / ".ci" / "run", folder / "checkout" / ".ci")
-    log = folder / "log"
-    Checkout.script(folder / "bin" / "make", f'echo "$* $(basename "$PWD") $PSD_REAL_DATA" >> {log}\n{make}')
+def ci_run(folder: Path, make: str = "exit 0", **environment: str) -> tuple[int, list[str]]:
+    """Exit code of .ci/run beside stand-ins for make and for the environment's Python, and what these were asked."""
+    checkout, log = folder / "checkout", folder / "log"
+    for place in (checkout / ".ci", checkout / ".venv" / "bin", folder / "bin"):
+        place.mkdir(parents=True)
+    script = shutil.copy(ROOT / ".ci" / "run", checkout / ".ci")
+    Checkout.script(folder / "bin" / "make", f'echo "$* $(basename "$PWD") $PSD_DATA" >> {log}\n{make}')
+    Checkout.script(checkout / ".venv" / "bin" / "python", f'echo "python $*" >> {log}; test -d "$3"')
     environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     code = subprocess.run(["bash", script], cwd="/", env=environment, stdin=subprocess.DEVNULL).returncode
     return code, [line.strip() for line in log.read_text().splitlines()]
 
 
 def test_ci_runs_lint_and_then_the_tests(tmp_path):
-    assert ci_run(tmp_path, "exit 0") == (0, ["lint checkout", "test checkout"])
+    assert ci_run(tmp_path) == (0, ["lint checkout", "test checkout"])
 
 
 @pytest.mark.parametrize("failing", ["lint", "test"])
@@ -303,15 +304,20 @@ def test_ci_fails_with_either_and_runs_both(tmp_path, failing):
     assert asked == ["lint checkout", "test checkout"]
 
 
-def test_ci_finds_real_data_beside_the_checkout(tmp_path):
-    data = tmp_path / "shared" / "data"
-    data.mkdir(parents=True)
-    assert ci_run(tmp_path, "exit 0")[1] == [f"lint checkout {data}", f"test checkout {data}"]
+def test_ci_unpacks_the_real_data_beside_the_checkout_for_the_tests(tmp_path):
+    unpack = tmp_path / "shared" / "data" / "unpack.py"
+    unpack.parent.mkdir(parents=True)
+    unpack.touch()
+    code, (_, unpacked, tested) = ci_run(tmp_path)
+    folder = unpacked.removeprefix("python ../shared/data/unpack.py cifar100 ")
+    assert code == 0 and Path(folder).is_absolute() and tested == f"test checkout {folder}"
+    assert not Path(folder).exists()
 
 
 def test_ci_keeps_the_real_data_it_is_given(tmp_path):
     (tmp_path / "shared" / "data").mkdir(parents=True)
-    assert ci_run(tmp_path, "exit 0", PSD_REAL_DATA="mine")[1] == ["lint checkout mine", "test checkout mine"]
+    (tmp_path / "shared" / "data" / "unpack.py").touch()
+    assert ci_run(tmp_path, PSD_DATA="mine")[1] == ["lint checkout mine", "test checkout mine"]
 
 
 def test_workflow_runs_the_same_on_the_tested_pythons_and_the_tests_on_the_oldest():

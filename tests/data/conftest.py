@@ -1,4 +1,4 @@
-"""CIFAR-100 in every layout: a tiny stand-in that needs no file, and the real one where PSD_REAL_DATA is set."""
+"""CIFAR-100 in every layout: a tiny stand-in that needs no file, and the real one where PSD_DATA names its folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import io
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +32,8 @@ def md5(path: Path) -> str:
 
 
 @dataclass
-class Tiny:
-    """Three classes of random 32 x 32 images in shuffled order, taken for CIFAR-100 while a test runs."""
+class Files:
+    """Images that can be written in every layout of CIFAR-100."""
 
     pixels: dict[str, np.ndarray]  # uint8 (N, 32, 32, 3) of "train" and "test"
     labels: dict[str, list[int]]
@@ -100,17 +98,18 @@ def trust(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Tiny:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Files:
+    """Three classes of random 32 x 32 images in shuffled order, taken for CIFAR-100 while a test runs."""
     rng = np.random.default_rng(0)
     labels = {split: rng.permutation(np.repeat(range(3), n)).tolist() for split, n in COUNTS.items()}
     pixels = {s: rng.integers(0, 256, (len(y), 32, 32, 3), dtype=np.uint8) for s, y in labels.items()}
     for split in COUNTS:
         monkeypatch.setitem(cifar100.FINGERPRINTS, split, fingerprint(pixels[split], labels[split]))
-    return Tiny(pixels, labels)
+    return Files(pixels, labels)
 
 
 @pytest.fixture
-def trusted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: Callable[[Path], None]) -> Tiny:
+def trusted(tiny: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: Callable[[Path], None]) -> Files:
     """The tiny set, whose pickles and archive torchvision takes for the originals."""
     archive = tiny.write("archive", tmp_path / "originals")
     trust(tmp_path / "originals" / "elsewhere" / "cifar-100-python")
@@ -126,19 +125,21 @@ def _copy(archive: Path, root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The roots of the real CIFAR-100 as parquet, pickle and class folders (about 40 s)."""
-    source = os.environ.get("PSD_REAL_DATA")
-    if not source:
-        pytest.skip("PSD_REAL_DATA (the folder that holds unpack.py) is not set")
-    roots: dict[str, Path] = {layout: tmp_path_factory.mktemp(layout) for layout in ("parquet", "pickle", "folder")}
-    for layout, root in roots.items():
-        command = [sys.executable, f"{source}/unpack.py", "cifar100", str(root), "--layout", layout]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return roots
+def real() -> dict[str, ImageData]:
+    """The real train and test split, in whatever layout they lie under PSD_DATA; the test skips where it is not set."""
+    root = os.environ.get("PSD_DATA")
+    if not root:
+        pytest.skip("PSD_DATA (the folder that holds CIFAR-100) is not set")
+    return {split: cifar100.read(Path(root), split) for split in COUNTS}
 
 
 @pytest.fixture(scope="session")
-def real(real_layouts: dict[str, Path]) -> dict[str, ImageData]:
-    """The real train and test split, as the parquet layout has them."""
-    return {split: cifar100.read(real_layouts["parquet"], split) for split in COUNTS}
+def real_layouts(real: dict[str, ImageData], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The roots of the real CIFAR-100 as parquet, pickle and class folders (half a minute)."""
+    pixels = {split: data.images.permute(0, 2, 3, 1).contiguous().numpy() for split, data in real.items()}
+    labels = {split: data.targets.tolist() for split, data in real.items()}
+    files = Files(pixels, labels, cifar100.CLASSES)
+    roots: dict[str, Path] = {layout: tmp_path_factory.mktemp(layout) for layout in ("parquet", "pickle", "folder")}
+    for layout, root in roots.items():
+        files.write(layout, root)
+    return roots

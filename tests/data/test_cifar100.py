@@ -276,9 +276,9 @@ def test_the_real_data_has_its_classes_in_equal_numbers(split, real):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("layout", ["pickle", "folder"])
+@pytest.mark.parametrize("layout", ["parquet", "pickle", "folder"])
 def test_all_layouts_of_the_real_data_give_identical_tensors(layout, split, real_layouts, real, trust):
-    trust(real_layouts["pickle"] / "cifar-100-python")  # the originals' pixels in another order
+    trust(real_layouts["pickle"] / "cifar-100-python")  # the originals' pixels and labels, in another order and file
     data = load("cifar100", real_layouts[layout], split)
     assert torch.equal(data.images, real[split].images) and torch.equal(data.targets, real[split].targets)
     assert data.classes == real[split].classes
