@@ -7,6 +7,7 @@ No random state is kept: every draw of a run is a function of its seed and step.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,56 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from psd.records import replacing
+
 KEEP = 2
 
 
 def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any]) -> Path:
-    """Write `folder/step-<step>` and delete all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `folder/step-<step>` and delete all but this one and the one before it.
+
+    Later ones go too: they are of a course that was left when the run went back to an older checkpoint.
+
+    Raises:
+        ValueError: a state of more than tensors, numbers, strings and containers of them.
+    """
     path = folder / f"step-{step:09d}"
     temporary = folder / f".{path.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(_weights(model), temporary / "model.safetensors")
-    torch.save(state, temporary / "state.pt")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    for old in every(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        save_file(_weights(model), temporary / "model.safetensors")
+        torch.save(state, temporary / "state.pt")
+        _read_state(temporary)  # what cannot be read again is refused now, not when a run needs it
+        remove(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kept = [other for other in every(folder) if other <= path][-KEEP:]
+    for other in every(folder):
+        if other not in kept:
+            remove(other)
     return path
 
 
-def load(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Load the weights into `model` and return the rest; ValueError naming what is missing or unreadable."""
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the rest of what was saved; ValueError naming what is missing or unreadable."""
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        weights, state = load_file(path / "model.safetensors"), _read_state(path)
     except Exception as error:  # safetensors, pickle and zip each raise their own kinds
-        raise ValueError(f"run.resume: {path} is no readable checkpoint: {error}") from error
-    return state
+        raise ValueError(
+            f"run.resume: {path} is no readable checkpoint: {error}. "
+            "Remove it to go on from an older one, or start anew with --run.resume never"
+        ) from error
+    return weights, state
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint or the folder of all, if it is there; out of sight at once, so that no half of it is seen."""
+    hidden = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)  # left by a process that was killed below
+    if path.exists():
+        path.rename(hidden)
+        shutil.rmtree(hidden)
 
 
 def every(folder: Path) -> list[Path]:
@@ -51,11 +75,20 @@ def every(folder: Path) -> list[Path]:
 
 def save_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Weights and, in the file's header, what is needed to build the model again; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(_weights(model), temporary, metadata)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(_weights(model), temporary, metadata)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, EOFError) as error:  # torch's own words advise to load without weights_only
+        kinds = "tensors, numbers, strings and containers of them"
+        raise ValueError(f"state.pt is damaged or holds other things than {kinds}") from error
+    return state
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    """Every tensor in memory of its own: safetensors refuses to write tied weights, which share theirs."""
+    plain = torch.contiguous_format
+    return {name: value.detach().cpu().clone(memory_format=plain) for name, value in model.state_dict().items()}

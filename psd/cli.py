@@ -1,70 +1,228 @@
 """The command line: `psd COMMAND`, also `python -m psd COMMAND`.
 
-Bad input ends with one line on stderr and exit code 2; a training that diverges with exit code 1.
+Bad input ends with one line on stderr and exit code 2, a training that diverges with exit code 1, Ctrl-C with 130.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import inspect
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from psd import config, methods
+from psd import config, methods, models
 from psd.config import SECTIONS
 
-OVERRIDES = "Any setting can be changed: --model.name resnet20 --budget.epochs 10. `psd train RECIPE --help` lists all."
+OVERRIDES = (
+    "Any setting can be changed: --model.name resnet20 --optimizer.lr 0.05; null stands for no value.\n"
+    "`psd train CONFIG --help` lists all settings with their values in that recipe or file."
+)
+TRAINS = ("demo", "train", "compare")
+GO_ON = "; the same command with `--run.resume auto` goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code; SystemExit(0) after `--help`."""
     from psd.training import Diverged
 
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not options.overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    interrupted = ""
     try:
-        options.command(options, rest)
+        options = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        interrupted = options.interrupted
+        options.run(options)
     except (ValueError, OSError) as error:
         print(f"psd: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except Diverged as error:
-        print(f"psd: {error}", file=sys.stderr)
+        print(f"psd: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\npsd: interrupted; `--run.resume auto` goes on from the last checkpoint", file=sys.stderr)
+        print(f"\npsd: interrupted{interrupted}", file=sys.stderr)
         return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="psd", description="Self-distillation by intra-class patch swap: train, compare, report."
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+# --- commands
 
-    def add(name: str, command: Any, text: str, example: str, overrides: bool = False) -> argparse.ArgumentParser:
+
+def _train(options: argparse.Namespace) -> None:
+    if options.help:
+        settings = _settings(options.config, options.settings)
+        print(f"{options.parser.format_help()}\n{settings}")
+        return
+    if options.config is None:
+        raise ValueError(f"CONFIG is missing: name a recipe ({', '.join(config.recipe_names())}) or a YAML file")
+    from psd.training import train
+
+    run = config.from_dict(read_settings(options.config, options.settings))
+    record = train(run)
+    print(Path(run.run.output) / f"{record.name}.json")
+    _print_final(record.final)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    _run_comparison(options.config, {"run.resume": "auto", **options.settings}, options.methods, options.seeds)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    print("Two small networks learn to name drawn shapes from few images, with the same compute: one by")
+    print("cross-entropy, one by patch swap. Each is then tested on new images. This takes minutes.\n")
+    _run_comparison("shapes", {"run.output": "runs/demo", **options.settings}, None, options.seeds)
+
+
+def _run_comparison(name: str, settings: Mapping[str, str], chosen: list[str] | None, seeds: list[int] | None) -> None:
+    if "run.seed" in settings:
+        raise ValueError(f"run.seed {settings['run.seed']!r} is one seed; say which to train with --seeds 0 1 2")
+    configs = config.comparison(read_settings(name, settings), chosen, seeds).configs()
+    if not configs:
+        raise ValueError(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
+    from psd import plots
+    from psd.records import Record
+    from psd.reporting import report
+    from psd.training import train
+
+    files = [Path(run.run.output) / f"{train(run).name}.json" for run in configs]
+    print("\n" + report(files))
+    figure = files[0].parent / "comparison.png"
+    plots.save(plots.comparison([Record.read(file) for file in files]), figure)
+    print(f"Records: {figure.parent}\nFigure:  {figure}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from psd.evaluation import evaluate
+    from psd.records import Record
+    from psd.training import load_data, load_model
+
+    file = options.run_path.resolve()
+    folder = file.with_name(file.name.removesuffix(".json"))
+    model = load_model(folder)
+    record = Record.read(folder.with_name(f"{folder.name}.json"))
+    data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
+    _, test = load_data(data)
+    if len(test.classes) != model.num_classes:
+        raise ValueError(
+            f"{data.name} now has {len(test.classes)} classes, the network of {folder} knows {model.num_classes}; "
+            "give the data that it was trained on"
+        )
+    _print_final(dataclasses.asdict(evaluate(model, test)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from psd import reporting
+    from psd.records import write_atomically
+
+    if bool(options.fill) == bool(options.paths):
+        raise ValueError("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
+    if options.fill:
+        write_atomically(options.fill, reporting.fill(options.fill.read_text(), options.fill.parent))
+        print(f"{options.fill}: tables made anew")
+    else:
+        print(reporting.report(options.paths))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from psd.data import download
+
+    if options.action == "get":
+        if options.name is None:
+            raise ValueError("the name of a data set is missing: psd data get cifar100")
+        download.get(options.name, options.root)
+    elif options.action == "check":
+        if options.name is not None:
+            raise ValueError(f"psd data check looks at all data sets; leave {options.name!r} out")
+        rows = [("data set", "layout", "path", "state"), *download.check(options.root)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    else:
+        near = _nearest(options.action, ("get", "check"))
+        raise ValueError(f"ACTION {options.action!r} is neither get nor check{near}")
+
+
+# --- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line in place of the usage and a line."""
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """What was asked for: `run` is the command's function, `settings` the text given to each dotted key."""
+    parser, commands = _parsers()
+    first = arguments[0] if arguments else None
+    if first is None:
+        raise ValueError(f"COMMAND is missing: {', '.join(commands)}; begin with `psd demo`, or see `psd --help`")
+    if first not in commands and not first.startswith("-"):
+        raise ValueError(f"COMMAND {first!r} is none of {', '.join(commands)}{_nearest(first, commands)}")
+    settings: dict[str, str] = {}
+    keys: list[str] = []
+    if first in TRAINS:
+        arguments, settings = _split(arguments)
+        keys = [f"--{key}" for key in config.known_keys("patch_swap")]
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        known = re.findall(r"^ +(?:-\w, )?(--[\w.]+)", commands[options.command].format_help(), re.MULTILINE)
+        hint = _nearest(rest[0], [*known, *keys]) or f"; see `psd {options.command} --help`"
+        raise ValueError(f"psd {options.command}: unexpected {rest[0]!r}{hint}")
+    options.settings = settings
+    return options
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The settings (`--section.key value`, `--section.key=value`), wherever they stand, apart from the rest."""
+    rest: list[str] = []
+    settings: dict[str, str] = {}
+    left = iter(arguments)
+    for argument in left:
+        if not re.match(r"--\w+\.", argument):
+            rest.append(argument)
+            continue
+        key, equals, value = argument[2:].partition("=")
+        settings[key] = value if equals else next(left, "--")
+        if settings[key].startswith("--"):
+            raise ValueError(f"{key} has no value; give it one, as in --{key} VALUE")
+    return rest, settings
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="psd",
+        description="Self-distillation by intra-class patch swap: train, compare, report.",
+        epilog="example: psd demo",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    recipes = f"a recipe ({', '.join(config.recipe_names())}) or the path of a YAML file"
+
+    def add(name: str, run: Any, text: str, example: str, interrupted: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text[0].lower() + text[1:].rstrip("."),
             description=text,
-            epilog=f"example: {example}" + (f"\n\n{OVERRIDES}" if overrides else ""),
+            usage=f"psd {name} CONFIG [--key value ...]" if name == "train" else None,
+            epilog=f"example: {example}" + (f"\n\n{OVERRIDES}" if name in TRAINS else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             add_help=name != "train",
         )
-        sub.set_defaults(command=command, overrides=overrides)
+        sub.set_defaults(run=run, interrupted=interrupted)
         return sub
 
-    recipes = f"a recipe ({', '.join(config.recipe_names())}) or the path of a YAML file"
-
-    demo = add("demo", _demo, "See patch swap beat cross-entropy on the embedded data, in minutes.", "psd demo", True)
+    demo = add("demo", _demo, "See patch swap and cross-entropy on the embedded data, in minutes.", "psd demo", GO_ON)
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to train (default: 0)")
 
-    train = add("train", _train, "Train one network.", "psd train shapes --run.seed 1 --method.name cutmix", True)
+    train = add("train", _train, "Train one network.", "psd train shapes --run.seed 1 --method.name cutmix", GO_ON)
     train.add_argument("config", metavar="CONFIG", nargs="?", help=recipes)
     train.add_argument("-h", "--help", action="store_true", help="show every setting and exit")
     train.set_defaults(parser=train)
@@ -74,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         _compare,
         "Train methods x seeds at one budget; print one table and save one figure. Finished runs are not repeated.",
         "psd compare shapes --methods cross_entropy patch_swap --seeds 0 1 2",
-        True,
+        "; the same command goes on from the last checkpoint",
     )
     compare.add_argument("config", metavar="CONFIG", help=recipes)
     compare.add_argument("--methods", nargs="+", metavar="NAME", help="methods to train (default: the recipe's)")
@@ -86,161 +244,127 @@ def _parser() -> argparse.ArgumentParser:
         "Measure a trained network on its test images.",
         "psd evaluate runs/shapes/resnet8/128kpass/patch_swap-s0",
     )
-    evaluate.add_argument("run", metavar="RUN", help="folder of a finished run")
-    evaluate.add_argument("--data.root", dest="root", metavar="PATH", help="folder of the data sets")
+    evaluate.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    evaluate.add_argument("--data.root", dest="root", metavar="PATH", type=_home, help="folder of the data sets")
 
     report = add("report", _report, "Print the tables of records.", "psd report results/cifar100-small")
-    report.add_argument("paths", metavar="PATH", nargs="*", help="records, or folders of them")
+    report.add_argument("paths", metavar="PATH", nargs="*", type=_path, help="records, or folders of them")
     report.add_argument(
-        "--fill", metavar="FILE", help="instead: rewrite the tables between this file's 'psd report' comments"
+        "--fill",
+        metavar="FILE",
+        type=_path,
+        help="instead: rewrite the tables between this file's 'psd report' comments",
     )
 
-    data = add("data", _data, "Get data sets, or say which are there.", "psd data get cifar100")
-    data.add_argument("action", choices=("get", "check"))
-    data.add_argument("name", nargs="?", help="data set to get")
-    data.add_argument("--root", metavar="PATH", help="folder of the data sets (default: PSD_DATA, else ./data)")
-    return parser
+    data = add(
+        "data",
+        _data,
+        "Get a data set, or check which are there.",
+        "psd data get cifar100",
+        "; the same command goes on where it stopped",
+    )
+    data.add_argument("action", metavar="ACTION", help="get or check")
+    data.add_argument("name", metavar="NAME", nargs="?", help="data set to get")
+    data.add_argument(
+        "--root", metavar="PATH", type=_path, help="folder of the data sets (default: PSD_DATA, else ./data)"
+    )
+    return parser, dict(commands.choices)
 
 
-def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    if options.help:
-        options.parser.print_help()
-        print("\nsettings, with their defaults:\n")
-        values = config.read_yaml(options.config) if options.config else {"method": {"name": "patch_swap"}}
-        _settings_parser(values["method"]["name"]).print_help()
-        return
-    if options.config is None:
-        raise ValueError(f"CONFIG is missing: name a recipe ({', '.join(config.recipe_names())}) or a YAML file")
-    from psd.training import train
-
-    run = config.from_dict(read_settings(options.config, rest))
-    record = train(run)
-    print(f"{Path(run.run.output) / record.name}.json")
-    _print_final(record.final)
+# --- settings
 
 
-def _compare(options: argparse.Namespace, rest: list[str]) -> None:
-    values = read_settings(options.config, ["--run.resume", "auto", *rest])
-    _run_comparison(config.comparison(values, options.methods, options.seeds))
+def read_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe's or YAML file's nested dict with some settings changed, all values of the right type.
 
-
-def _demo(options: argparse.Namespace, rest: list[str]) -> None:
-    print("Two small networks learn 16 classes of drawn shapes from 50 images each, with the same compute:")
-    print("one by cross-entropy, one by patch swap. Each is then tested on 2,000 new images.\n")
-    values = read_settings("shapes", ["--run.output", "runs/demo", *rest])
-    _run_comparison(config.comparison(values, seeds=options.seeds))
-
-
-def _run_comparison(comparison: config.Comparison) -> None:
-    from psd import plots
-    from psd.reporting import report
-    from psd.training import train
-
-    configs = comparison.configs()
-    files = []
-    for run in configs:
-        record = train(run)
-        files.append(Path(run.run.output) / f"{record.name}.json")
-    print("\n" + report(files))
-    from psd.records import Record
-
-    figure = files[0].parent / "comparison.png"
-    plots.save(plots.comparison([Record.read(file) for file in files]), figure)
-    print(f"Records: {files[0].parent}\nFigure:  {figure}")
-
-
-def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
-    from psd.evaluation import evaluate
-    from psd.records import Record
-    from psd.training import load_data, load_model
-
-    folder = Path(options.run)
-    model = load_model(folder)
-    record = Record.read(folder.parent / f"{folder.name}.json")
-    run = config.from_dict(config.merge(record.config, {"data": {"root": options.root}, "run": {"output": "runs"}}))
-    _, test = load_data(run.data)
-    _print_final(dataclasses.asdict(evaluate(model, test)))
-
-
-def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    from psd import reporting
-    from psd.records import write_atomically
-
-    if options.fill:
-        file = Path(options.fill)
-        write_atomically(file, reporting.fill(file.read_text(), file.parent))
-        return
-    if not options.paths:
-        raise ValueError("PATH is missing: name a record or a folder of records, such as results/")
-    print(reporting.report(options.paths))
-
-
-def _data(options: argparse.Namespace, rest: list[str]) -> None:
-    from psd.data import download
-
-    if options.action == "check":
-        rows = [("data set", "layout", "path", "state"), *download.check(options.root)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    elif options.name is None:
-        raise ValueError("the name of a data set is missing: psd data get cifar100")
-    else:
-        download.get(options.name, options.root)
-
-
-def read_settings(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe's or YAML file's nested dict with `--key value` overrides, all values of the right type.
+    Args:
+        name: a shipped recipe's name, or the path of a YAML file.
+        settings: dotted keys with their values as text, as the command line gives them.
 
     Raises:
-        ValueError: naming the key and, for an unknown one, the nearest known one.
+        ValueError: naming the key and the value and, for an unknown one, the nearest known one.
+
+    >>> read_settings("shapes", {"method.name": "cutmix", "method.alpha": "2"})["method"]
+    {'name': 'cutmix', 'alpha': 2.0}
     """
-    values = config.read_yaml(name)
-    method = _override(overrides, "--method.name") or values.get("method", {}).get("name")
-    if method is None:
-        raise ValueError(f"method.name is missing; known: {', '.join(methods.names())}")
-    values = config.merge(values, {"method": {"name": method}})
-    for argument in overrides:
-        if argument.startswith("--"):
-            config.check_key(argument[2:].partition("=")[0], method)
-    parser = _settings_parser(method)
-    try:
-        recipe = {key: value for key, value in values.items() if key != "compare"}
-        typed = parser.parse_args(list(overrides), namespace=parser.parse_object(recipe)).as_dict()
-    except argparse.ArgumentError as error:
-        raise ValueError(_plain(str(error))) from None
-    return {**typed, **{key: value for key, value in values.items() if key == "compare"}}
+    values = config.read_yaml(os.path.expanduser(name))
+    method = settings.get("method.name") or values.get("method", {}).get("name") or config.Config().method.name
+    changes: dict[str, dict[str, str]] = {}
+    for key, text in settings.items():
+        config.check_key(key, method)
+        section, _, option = key.partition(".")
+        changes.setdefault(section, {})[option] = text
+    if "method" in changes:
+        changes["method"]["name"] = method
+    values = config.merge(values, changes)
+    classes = {**SECTIONS, "method": methods.find(method)}
+    for section in classes.keys() & values.keys():
+        hints = {"name": str, **get_type_hints(classes[section])}
+        options = values[section].items()
+        values[section] = {key: _typed(f"{section}.{key}", hints[key], value) for key, value in options}
+    return values
 
 
-def _settings_parser(method: str) -> Any:
+def _typed(key: str, hint: Any, value: Any) -> Any:
+    """The text or YAML value of a setting in the type of its annotation; `~` becomes the home folder."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="psd train CONFIG", exit_on_error=False, allow_abbrev=False, add_help=False)
-    parser.add_argument("--method.name", type=str, default=method)
-    for name, section in {**SECTIONS, "method": methods.find(method)}.items():
-        parser.add_class_arguments(section, name)
-        group = (parser.groups or {})[name]
-        group.title, group.description = name, (section.__doc__ or "").strip()
-    return parser
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        typed = parser.parse_object({"value": value})["value"]
+    except argparse.ArgumentError:
+        choices = [c for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for c in get_args(kind)]
+        raise ValueError(f"{key} must be {_words(hint)}, got {value!r}{_nearest(str(value), choices)}") from None
+    return _home(typed) if isinstance(typed, str) else typed
 
 
-def _override(overrides: Sequence[str], key: str) -> str | None:
-    """The last value given to `key`, as `--key value` or `--key=value`."""
-    found = None
-    for argument, following in zip(overrides, [*overrides[1:], ""], strict=True):
-        if argument == key:
-            found = following
-        elif argument.startswith(f"{key}="):
-            found = argument.partition("=")[2]
-    return found
+def _words(hint: Any) -> str:
+    """An annotation in plain words.
+
+    >>> _words(int | None), _words(Literal["train", "fit"])
+    ('an integer or null', 'train or fit')
+    """
+    if get_origin(hint) in (Union, UnionType, Literal):
+        return " or ".join(map(_words, get_args(hint)))
+    names: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return names.get(hint, str(hint))
 
 
-def _plain(message: str) -> str:
-    """jsonargparse's message as one line: the key, what was expected, and the value that was given."""
-    line = " ".join(message.replace("Parser key ", "").split())
-    for verbose in ("<class '", "'>", "typing.", "Does not validate against any of the Union subtypes "):
-        line = line.replace(verbose, "")
-    return line.replace('"', "'")
+def _settings(name: str | None, settings: Mapping[str, str]) -> str:
+    """Every setting with its value in a recipe or file and with some settings changed; the defaults without one."""
+    run = config.Config() if name is None else config.from_dict(read_settings(name, settings))
+    names = {
+        "model.name": ", ".join((*models.names(), "torchvision:NAME", "timm:NAME")),
+        "method.name": ", ".join(methods.names()),
+    }
+    lines = ["settings, with their " + ("defaults:" if name is None else f"values in {name}:")]
+    for section, options in run.to_dict().items():
+        part = getattr(run, section)
+        hints = get_type_hints(type(part))
+        lines += ["", section, textwrap.indent(inspect.getdoc(part) or "", "  ")]
+        for key, value in options.items():
+            dotted, shown = f"{section}.{key}", value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"    --{dotted:<24} {shown:<14} {names.get(dotted) or _words(hints[key])}")
+    return "\n".join(lines)
+
+
+def _home(text: str) -> str:
+    """`~` as the home folder where no shell has made it so: in `--key=~/x`, YAML and `folder:~/x`."""
+    prefix = "folder:" if text.startswith("folder:") else ""
+    return prefix + os.path.expanduser(text.removeprefix("folder:"))
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+# --- messages
+
+
+def _nearest(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _print_final(final: dict[str, Any]) -> None:
@@ -249,6 +373,8 @@ def _print_final(final: dict[str, Any]) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # without its number
     return " ".join(str(error).split())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from psd import methods, models
+from psd.checks import check_settings
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
@@ -46,13 +47,8 @@ class DataConfig:
     flip: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("data.split", self.split, ("train", "fit"))
-        _check_integer("data.batch_size", self.batch_size, 1)
-        for key in ("classes", "per_class", "size", "count"):
-            if getattr(self, key) is not None:
-                _check_integer(f"data.{key}", getattr(self, key), 1)
-        if self.crop_padding is not None:
-            _check_integer("data.crop_padding", self.crop_padding, 0)
+        counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size"), ">= 1")
+        check_settings("data", self, **counts, crop_padding=">= 0")
 
     @property
     def label(self) -> str:
@@ -89,8 +85,7 @@ class BudgetConfig:
                 f"budget: give either epochs or image_passes, got epochs={self.epochs} and "
                 f"image_passes={self.image_passes} (on the command line, set the other to null)"
             )
-        key = "epochs" if self.image_passes is None else "image_passes"
-        _check_integer(f"budget.{key}", getattr(self, key), 1)
+        check_settings("budget", self, epochs=">= 1", image_passes=">= 1")
 
     @property
     def label(self) -> str:
@@ -124,12 +119,15 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_number("optimizer.lr", self.lr, positive=True)
-        _check_number("optimizer.momentum", self.momentum, positive=self.nesterov, below=1)
-        _check_number("optimizer.weight_decay", self.weight_decay)
-        _check_number("optimizer.warmup", self.warmup, below=1)
-        if self.clip_norm is not None:
-            _check_number("optimizer.clip_norm", self.clip_norm, positive=True)
+        check_settings(
+            "optimizer",
+            self,
+            lr="> 0",
+            momentum="> 0 and < 1" if self.nesterov else ">= 0 and < 1",
+            weight_decay=">= 0",
+            warmup=">= 0 and < 1",
+            clip_norm="> 0",
+        )
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of a step in 0 ... steps - 1."""
@@ -160,13 +158,10 @@ class RunConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _check_integer("run.seed", self.seed, 0)
-        _check_choice("run.precision", self.precision, ("auto", "fp32", "bf16"))
-        _check_integer("run.evaluate_every", self.evaluate_every, 0)
-        _check_integer("run.checkpoint_every", self.checkpoint_every, 0)
+        check_settings("run", self, seed=">= 0", evaluate_every=">= 0", checkpoint_every=">= 0")
         if self.variant is not None and not self.variant.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ValueError(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
-        if self.device is not None and self.device not in ("cpu", "cuda", "mps"):
+        if self.device not in (None, "cpu", "cuda", "mps"):
             raise ValueError(f"run.device must be cpu, cuda or mps, got {self.device!r}")
 
 
@@ -193,9 +188,13 @@ class Config:
         return f"{self.data.label}/{model}/{self.budget.label}/{method}-s{self.run.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts, as YAML and JSON hold them."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain: dict[str, Any] = {key: dataclasses.asdict(value) for key, value in values.items()}
+        """Plain numbers, strings, lists and dicts, as YAML and JSON hold them."""
+
+        def options(section: Any) -> dict[str, Any]:
+            items = dataclasses.asdict(section).items()
+            return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+        plain = {f.name: options(getattr(self, f.name)) for f in dataclasses.fields(self)}
         plain["method"] = {"name": self.method.name, **plain["method"]}
         return plain
 
@@ -230,8 +229,9 @@ def check_keys(values: dict[str, Any]) -> None:
     for section, options in values.items():
         if section == "compare":
             continue
-        if not isinstance(options, dict):
-            raise ValueError(_unknown(section, known_keys(name)))
+        if section not in (*SECTIONS, "method"):
+            raise ValueError(_unknown(section, [*SECTIONS, "method"]))
+        _check_mapping(section, options)
         for key in options:
             check_key(f"{section}.{key}", name)
 
@@ -270,8 +270,8 @@ def read_yaml(name: str) -> dict[str, Any]:
 
     path = recipe_path(name)
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
@@ -290,6 +290,8 @@ def recipe(name: str, **changes: dict[str, Any]) -> Config:
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`values` with some keys changed. Another `method.name` drops the options of the method it replaces."""
+    for key, section in changes.items():
+        _check_mapping(key, section)
     method = changes.get("method", {}).get("name", None)
     if method is not None and method != values.get("method", {}).get("name"):
         values = {**values, "method": {}}
@@ -305,11 +307,16 @@ class Comparison:
     seeds: list[int]
 
     def configs(self) -> list[Config]:
-        return [
+        made = [
             from_dict({**self.base, "method": method, "run": {**self.base.get("run", {}), "seed": seed}})
             for method in self.methods
             for seed in self.seeds
         ]
+        names = [config.name for config in made]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"compare: two runs have the record {name}; name each method and each seed once")
+        return made
 
 
 def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: list[int] | None = None) -> Comparison:
@@ -318,15 +325,21 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
     A method in `names` takes the options it has in the recipe, else its defaults.
     """
     section = values.get("compare", {})
+    _check_mapping("compare", section)
     unknown = set(section) - {"methods", "seeds"}
     if unknown:
         raise ValueError(f"unknown key 'compare.{sorted(unknown)[0]}'; known are compare.methods and compare.seeds")
-    chosen = [*section.get("methods", []), *([values["method"]] if "method" in values else [])]
+    listed, listed_seeds = section.get("methods", []), section.get("seeds", [0])
+    if not isinstance(listed, list) or not all(isinstance(method, dict) and "name" in method for method in listed):
+        raise ValueError(f"compare.methods must be a list of mappings with a name, got {listed!r}")
+    if not isinstance(listed_seeds, list):
+        raise ValueError(f"compare.seeds must be a list of integers, got {listed_seeds!r}")
+    chosen = [*listed, *([values["method"]] if "method" in values else [])]
     if names is not None:
         options = {method["name"]: method for method in chosen}
         chosen = [options.get(name, {"name": name}) for name in names]
     base = {key: value for key, value in values.items() if key not in ("compare", "method")}
-    return Comparison(base, chosen, section.get("seeds", [0]) if seeds is None else seeds)
+    return Comparison(base, chosen, listed_seeds if seeds is None else seeds)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -341,23 +354,11 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)  # YAML knows keys that are no strings
     hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join((*SECTIONS, 'method'))}"
     return f"unknown key {key!r}; {hint}"
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-
-
-def _check_number(name: str, value: object, *, positive: bool = False, below: float = math.inf) -> None:
-    fine = isinstance(value, (int, float)) and (value > 0 if positive else value >= 0) and value < below
-    if not fine:
-        bounds = f"{'>' if positive else '>='} 0" + (f" and < {below}" if below < math.inf else "")
-        raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+def _check_mapping(section: str, options: object) -> None:
+    if not isinstance(options, dict):
+        raise ValueError(f"{section} must be a mapping of settings, got {options!r}")

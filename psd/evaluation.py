@@ -39,22 +39,31 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 500) -> Metric
 
 @torch.no_grad()
 def predict(model: nn.Module, data: ImageData, batch_size: int = 500) -> Tensor:
-    """Logits (N, C) of every image, float32 on the CPU; the model keeps the mode it had."""
+    """Logits (N, C) of every image, float32 on the CPU; every part of the model keeps the mode it had."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
     device = next(model.parameters()).device
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         rows = (slice(start, start + batch_size) for start in range(0, len(data), batch_size))
         return torch.cat([model(normalised(data, r, device)).float() for r in rows]).cpu()
     finally:
-        model.train(was_training)
+        for module, training in modes:  # not model.train(), which would wake frozen parts
+            module.training = training
 
 
 def measure(logits: Tensor, targets: Tensor) -> Metrics:
-    """Metrics of logits (N, C) against labels (N,)."""
+    """Metrics of logits (N, C) against labels (N,); ValueError for a label that is none of the C classes."""
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
     classes = logits.shape[1]
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"targets: logits of {classes} classes have no label {int(wrong[0])}; "
+            "measure on the classes that the model was built for"
+        )
 
     def accuracy(k: int) -> float:
         return 100 * float(multiclass_accuracy(logits, targets, classes, average="micro", top_k=k))

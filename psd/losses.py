@@ -70,6 +70,7 @@ class SelfDistillationLoss(nn.Module):
         super().__init__()
         _check_number("temperature", temperature, positive=True)
         _check_number("weight", weight)
+        _check_choice("detach", detach, (True, False))
         _check_number("feature_weight", feature_weight)
         _check_choice("direction", direction, get_args(Direction))
         _check_choice("cross_entropy", cross_entropy, get_args(CrossEntropy))
@@ -105,7 +106,7 @@ class SelfDistillationLoss(nn.Module):
         total = cross_entropy + self.weight * distillation
         feature = torch.zeros_like(total)
         if self.feature_weight > 0:
-            feature = self._feature(features_a, features_b)
+            feature = self._feature(features_a, features_b, len(z_a))
             total = total + self.feature_weight * feature
         return LossTerms(total, cross_entropy, distillation, feature)
 
@@ -134,16 +135,16 @@ class SelfDistillationLoss(nn.Module):
             log_teacher = log_teacher.detach()
         return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
-    def _feature(self, features_a: Tensor | None, features_b: Tensor | None) -> Tensor:
+    def _feature(self, features_a: Tensor | None, features_b: Tensor | None, n: int) -> Tensor:
         if features_a is None or features_b is None:
             raise ValueError(
                 f"features_a and features_b are needed, because feature_weight is {self.feature_weight}; "
                 "give the penultimate features (N, D) of both images, or set feature_weight=0"
             )
-        if features_a.ndim != 2 or features_a.shape != features_b.shape:
+        if features_a.ndim != 2 or features_a.shape != features_b.shape or len(features_a) != n:
             raise ValueError(
-                f"features_a and features_b must have one shape (N, D), got {tuple(features_a.shape)} "
-                f"and {tuple(features_b.shape)}"
+                f"features_a and features_b must have one shape (N, D) with the logits' N = {n}, "
+                f"got {tuple(features_a.shape)} and {tuple(features_b.shape)}"
             )
         h_a, h_b = _at_least_float32(features_a), _at_least_float32(features_b)
         if self.feature_distance == "cosine":
@@ -163,12 +164,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _check_number(name: str, value: object, positive: bool = False) -> None:
-    number = isinstance(value, (int, float)) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
         raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 

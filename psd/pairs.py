@@ -5,7 +5,9 @@ This file needs torch alone and can be lifted into another project as it stands.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ class ClassPairs(Dataset[tuple[Any, Any, int, int]]):
         seed: any integer.
 
     Raises:
-        ValueError: empty data, labels that do not fit the data set or are no integers, a class with one image.
+        ValueError: empty data, labels that do not fit the data set or are no integers, a class with one image, a
+            seed that is no integer.
 
     >>> data = [(f"image {i}", i % 2) for i in range(6)]
     >>> pairs = ClassPairs(data, targets=[y for _, y in data])
@@ -42,6 +45,8 @@ class ClassPairs(Dataset[tuple[Any, Any, int, int]]):
                 raise ValueError("targets: the data set has no attribute `targets`; give the labels as targets=[...]")
         self.dataset = dataset
         self.targets = _labels(targets)
+        if not _is_integer(seed):
+            raise ValueError(f"seed must be an integer, got {seed!r}")
         self.seed = int(seed)
         if len(self.targets) != len(dataset):
             raise ValueError(f"targets has {len(self.targets)} labels for a data set of {len(dataset)} items")
@@ -63,7 +68,7 @@ class ClassPairs(Dataset[tuple[Any, Any, int, int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (an integer >= 0) whose pairs are given from now on, in every worker."""
-        if not isinstance(epoch, int) or epoch < 0:
+        if not _is_integer(epoch) or epoch < 0:
             raise ValueError(f"epoch must be an integer >= 0, got {epoch!r}")
         self._epoch.fill_(epoch)
 
@@ -107,10 +112,18 @@ def same_class_partner(labels: Tensor, generator: torch.Generator | None = None)
 
 
 def _labels(targets: Sequence[int] | Tensor) -> Tensor:
-    labels = torch.as_tensor(targets)
+    try:
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # strings, None, lists of unequal length
+        raise ValueError(f"labels must be N integers, got {reprlib.repr(targets)}") from None
     if labels.ndim != 1 or (labels.numel() and (labels.is_floating_point() or labels.is_complex())):
         raise ValueError(f"labels must be N integers, got {labels.dtype} of shape {tuple(labels.shape)}")
     return labels.long()
+
+
+def _is_integer(value: object) -> bool:
+    """NumPy's integers are integers too; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

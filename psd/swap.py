@@ -41,7 +41,7 @@ def patch_swap(
         generator: source of the draw; torch's global one if None.
 
     Returns:
-        (x_a2, x_b2), shapes, dtype and memory format as given.
+        (x_a2, x_b2), shapes, dtype and memory format as x_a and x_b have them.
 
     Raises:
         ValueError: naming the argument and its value.
@@ -62,7 +62,7 @@ def patch_swap(
         )
     swapped = mask.to(x_a.device)[:, None, :, None, :, None]  # (N, 1, H/m, 1, W/m, 1)
     a, b = _to_patches(x_a, rows, columns), _to_patches(x_b, rows, columns)  # (N, C, H/m, m, W/m, m), views
-    return _to_images(torch.where(swapped, b, a)), _to_images(torch.where(swapped, a, b))
+    return _like(x_a, _to_images(torch.where(swapped, b, a))), _like(x_b, _to_images(torch.where(swapped, a, b)))
 
 
 def patch_mask(
@@ -128,9 +128,17 @@ def _to_images(patches: Tensor) -> Tensor:
     return images
 
 
+def _like(x: Tensor, images: Tensor) -> Tensor:
+    """The images in x's memory format; a copy only where x_a and x_b differ in it."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        if x.is_contiguous(memory_format=memory_format):
+            return images.contiguous(memory_format=memory_format)
+    return images
+
+
 def _patch_shape(patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
+    if len(sides) != 2 or not all(isinstance(m, int) and not isinstance(m, bool) and m > 0 for m in sides):
         raise ValueError(f"patch_size must be a positive integer or a pair of them, got {patch_size!r}")
     return sides
 
@@ -153,6 +161,6 @@ def _grid(x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int]) -> tuple[
 
 def _check_probability(name: str, value: object) -> None:
     # "not (0 <= x <= 1)" is also true for NaN
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         extra = ' or "uniform"' if name == "ratio" else ""
         raise ValueError(f"{name} must be a number in [0, 1]{extra}, got {value!r}")

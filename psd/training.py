@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,11 @@ from psd.records import Record
 from psd.seeding import seed_for
 
 LOOK_EVERY = 50  # steps between two looks at the loss; each look waits for the device
+REMEDY = "Lower optimizer.lr, add optimizer.warmup, or set optimizer.clip_norm"  # of a run that diverged
 
 
 class Diverged(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss of a training step or of the test became NaN or infinite."""
 
 
 def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Record:
@@ -51,7 +53,7 @@ def load_model(path: str | Path) -> nn.Module:
     """The trained network of a run's folder or of its `model.safetensors`, in eval mode on the CPU.
 
     Raises:
-        ValueError: naming the path where there is no such file or it is not one of ours.
+        ValueError: naming the path where there is no such file, or it is not one of ours, or of another model.
     """
     from safetensors import safe_open
 
@@ -66,9 +68,12 @@ def load_model(path: str | Path) -> nn.Module:
     except Exception as error:  # safetensors raises its own kind
         raise ValueError(f"{file}: not readable as safetensors: {error}") from error
     if "model" not in metadata:
-        raise ValueError(f"{file}: does not say which model it holds; it was not written by psd.train")
+        raise ValueError(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
     model = models.build(metadata["model"], int(metadata["classes"]))
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: its weights are not those of a {metadata['model']}: {error}") from error
     return model.eval()
 
 
@@ -94,6 +99,7 @@ class _Run:
         self.config, self.method = config, config.method
         output = Path(config.run.output)
         self.folder, self.record_file = output / config.name, output / f"{config.name}.json"
+        self.checkpoints = self.folder / "checkpoints"
 
     def train(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> Record:
         finished = self._finished()
@@ -108,7 +114,7 @@ class _Run:
                 last = self.step == self.steps
                 every = self.config.run.evaluate_every
                 if last or (every and (epoch + 1) % every == 0):
-                    entry["test"] = dataclasses.asdict(evaluate(self.model, self.test))
+                    entry["test"] = self._measure(epoch)
                 self.record.epochs.append(entry)
                 self.record.seconds += time.perf_counter() - begin
                 begin = time.perf_counter()
@@ -154,6 +160,7 @@ class _Run:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.step, self.seconds_training = 0, 0.0
         self.record = self._new_record(device)
+        self.folder.mkdir(parents=True, exist_ok=True)  # where nothing can be written, stop now and not at the end
 
     def _bf16(self) -> bool:
         precision, device = self.config.run.precision, self.config.run.device
@@ -162,8 +169,8 @@ class _Run:
 
     def _new_record(self, device: torch.device) -> Record:
         settings = self.config.to_dict()
-        settings["data"]["root"] = None  # a machine's path is nobody's result
-        settings["run"]["output"] = None
+        settings["data"]["root"] = settings["run"]["output"] = None  # a machine's path is nobody's result
+        settings["run"]["resume"] = "never"  # it may name a path too; and a run that was resumed is the same run
         return Record(
             name=self.config.name,
             data=self.config.data.label,
@@ -187,6 +194,7 @@ class _Run:
             unit_scale=True,
             desc=self.config.name.rpartition("/")[2],
             disable=not self.config.run.progress,
+            delay=1e-3,  # no bar before the first step, so that what that step refuses is one line
         )
 
     def _epoch(self, epoch: int, bar: Any) -> dict[str, Any]:
@@ -241,11 +249,17 @@ class _Run:
             finite = [entry["loss"] for entry in self.record.epochs[-1:]]
             last = f"; the last epoch's mean loss was {finite[0]:.4g}" if finite else ""
             raise Diverged(
-                f"the loss is NaN or infinite at step {int(self.first_bad)} (epoch {epoch + 1}){last}. "
-                "Lower optimizer.lr, add optimizer.warmup, or set optimizer.clip_norm"
+                f"the loss is NaN or infinite at step {int(self.first_bad)} (epoch {epoch + 1}){last}. {REMEDY}"
             )
         loss, top1 = float(sums[0]) / (self.step - first), 100 * float(sums[4] / sums[5])
         bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", top1=f"{top1:.1f}%")
+
+    def _measure(self, epoch: int) -> dict[str, Any]:
+        """The test's metrics; the last step may leave weights of which no training loss tells."""
+        metrics = evaluate(self.model, self.test)
+        if not math.isfinite(metrics.nll):
+            raise Diverged(f"the loss of the test is NaN or infinite after epoch {epoch + 1}. {REMEDY}")
+        return dataclasses.asdict(metrics)
 
     def _checkpoint(self) -> None:
         state = {
@@ -256,23 +270,22 @@ class _Run:
             "config": self.config.to_dict(),
             "record": dataclasses.asdict(self.record),
         }
-        checkpoints.save(self.folder / "checkpoints", self.step, self.accelerator.unwrap_model(self.model), state)
+        checkpoints.save(self.checkpoints, self.step, self.accelerator.unwrap_model(self.model), state)
 
     def _resume(self) -> None:
         resume = self.config.run.resume
-        own = self.folder / "checkpoints"
         if resume == "never":
-            for path in checkpoints.every(own):
-                _remove(path)
+            checkpoints.remove(self.checkpoints)
             return
         path = Path(resume)
         if resume == "auto":
-            found = checkpoints.every(own)
+            found = checkpoints.every(self.checkpoints)
             if not found:
                 return
             path = found[-1]
-        state = checkpoints.load(path, self.accelerator.unwrap_model(self.model))
+        weights, state = checkpoints.load(path)
         self._refuse_another_run(path, state["config"])
+        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.step, self.seconds_training = state["step"], state["seconds_training"]
@@ -280,8 +293,12 @@ class _Run:
             setattr(self.record, key, state["record"][key])
 
     def _finished(self) -> Record | None:
-        """The record of this run where it is already done and `resume` says to leave it."""
-        if self.config.run.resume != "auto" or not self.record_file.is_file():
+        """The record of this run where it is already done and `resume` says to leave it.
+
+        Beside checkpoints, which the end of a run removes, a record is of an earlier run that was begun anew.
+        """
+        unfinished = checkpoints.every(self.checkpoints) or not self.record_file.is_file()
+        if self.config.run.resume != "auto" or unfinished:
             return None
         record = Record.read(self.record_file)
         self._refuse_another_run(self.record_file, record.config)
@@ -304,8 +321,7 @@ class _Run:
         model = self.accelerator.unwrap_model(self.model)
         checkpoints.save_model(self.folder / "model.safetensors", model, metadata)
         record.write(self.record_file)
-        for path in checkpoints.every(self.folder / "checkpoints"):
-            _remove(path)
+        checkpoints.remove(self.checkpoints)
         return record
 
 
@@ -314,9 +330,3 @@ def _hits(result: Step) -> Tensor:
     target = result.target.argmax(1) if result.target.ndim == 2 else result.target
     right = (result.logits.detach().argmax(1) == target).sum()
     return torch.stack([right, torch.full_like(right, len(target))]).float()
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path)

@@ -136,7 +136,7 @@ class Batches:
         padded_height, padded_width = self.height + 2 * self.padding, self.width + 2 * self.padding
         row = (index[:, None] * padded_height + y) * padded_width  # first pixel of each row: (N, H)
         pixel = row[:, :, None] + x[:, None, :]  # (N, H, W)
-        images = self._pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
+        images: Tensor = self._pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
         return images.permute(0, 3, 1, 2).float().add_(self._shift).mul_(self._scale)
 
 

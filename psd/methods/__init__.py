@@ -109,4 +109,5 @@ def build(name: str, **options: Any) -> Method:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean 'method.{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
             raise ValueError(f"method.{key} is unknown for {name}; {hint}")
-    return method(**options)
+    # YAML and JSON have no tuples
+    return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from psd.checks import check_settings
 from psd.data.batches import Batch
 from psd.methods import Method, Progress, Step, single_terms
 
@@ -24,10 +25,7 @@ class CutMix(Method):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"method.alpha must be > 0, got {self.alpha!r}")
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"method.p must lie in [0, 1], got {self.p!r}")
+        check_settings("method", self, alpha="> 0", p=">= 0 and <= 1")
 
     def setup(self, classes: int, samples: int) -> None:
         from torchvision.transforms import v2

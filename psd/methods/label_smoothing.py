@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
+from psd.checks import check_settings
 from psd.data.batches import Batch
 from psd.methods import Method, Progress, Step, single_terms
 
@@ -21,8 +22,7 @@ class LabelSmoothing(Method):
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing <= 1:
-            raise ValueError(f"method.smoothing must lie in [0, 1], got {self.smoothing!r}")
+        check_settings("method", self, smoothing=">= 0 and <= 1")
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)

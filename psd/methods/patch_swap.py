@@ -20,7 +20,7 @@ class PatchSwap(PairDistillation):
     Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.
     """
 
-    patch_size: int = 4
+    patch_size: int | tuple[int, int] = 4
     p: float = 0.5
     ratio: Ratio = 0.5
 

@@ -16,7 +16,7 @@ from psd.swap import Ratio
 class SwapCrossEntropy(PairCrossEntropy):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`."""
 
-    patch_size: int = 4
+    patch_size: int | tuple[int, int] = 4
     p: float = 0.5
     ratio: Ratio = 0.5
 

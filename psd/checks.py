@@ -1,0 +1,54 @@
+"""The check of settings: a dataclass's annotations and bounds, against the values that were given."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+_WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", NoneType: "None"}
+
+
+def check_settings(section: str, settings: Any, **bounds: str) -> None:
+    """Refuse the first field of a dataclass whose value does not fit its annotation and its bounds.
+
+    Annotations: int, float, bool, str, None, Literals, and unions of them. A bool is no number, and a float is finite.
+
+    Args:
+        section: stands before the field's name in the message.
+        bounds: of numbers, by the field's name, such as p=">= 0 and <= 1".
+
+    Raises:
+        ValueError: naming the field, what it must be, and its value.
+
+    >>> from psd.methods.cutmix import CutMix
+    >>> CutMix(p=2)
+    Traceback (most recent call last):
+    ValueError: method.p must be a finite number >= 0 and <= 1, got 2
+    """
+    hints = get_type_hints(type(settings))
+    for name in (field.name for field in fields(settings)):
+        value, bound = getattr(settings, name), bounds.get(name, "")
+        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+        if not any(_fits(value, kind, bound) for kind in kinds):
+            raise ValueError(f"{section}.{name} must be {' or '.join(_words(k, bound) for k in kinds)}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any, bound: str) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not -math.inf < value < math.inf:
+        return False
+    limits = (part.split() for part in bound.split(" and ") if part)
+    return all(_COMPARE[sign](value, float(limit)) for sign, limit in limits)
+
+
+def _words(kind: Any, bound: str) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return f"{_WORDS[kind]} {bound}".rstrip() if kind in (int, float) else _WORDS[kind]

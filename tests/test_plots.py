@@ -1,0 +1,101 @@
+"""Figures: what they draw and what their titles claim, read back from matplotlib's own objects."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image
+from test_reporting import record
+
+from psd import plots
+
+
+def finished(method: str = "cross_entropy", seed: int = 0, top1: float = 50.0, **changes):
+    epochs = [{"epoch": k + 1, "steps": 10, "cross_entropy": 2.0 / (k + 1)} for k in range(3)]
+    return record(method, seed, top1, epochs=epochs, image_passes=3000, **changes)
+
+
+RECORDS = [finished(seed=s, top1=50.0 + s) for s in (0, 1)] + [finished("patch_swap", s, 55.0 + 2 * s) for s in (0, 1)]
+
+
+def test_the_title_names_the_best_method_and_its_paired_margin():
+    assert plots.finding(plots.by_method(RECORDS)).startswith("patch_swap is right on 56.0% of the test images, +5.5 ±")
+
+
+def test_the_title_says_so_where_nothing_is_above_the_baseline():
+    rows = plots.by_method([finished(), finished("patch_swap", top1=49.0)])
+    assert plots.finding(rows) == "No method is above cross_entropy, which is right on 50.0% of the test images"
+
+
+def test_a_single_seed_has_a_margin_without_an_interval():
+    rows = plots.by_method([finished(), finished("patch_swap", top1=51.5)])
+    assert plots.finding(rows).endswith("+1.5 points over cross_entropy")
+
+
+def test_a_method_alone_has_no_margin():
+    assert plots.finding(plots.by_method(RECORDS[2:])) == "patch_swap is right on 56.0% of the test images"
+
+
+def test_a_comparison_draws_a_loss_curve_for_every_run_over_its_image_passes():
+    loss = plots.comparison(RECORDS).axes[0]
+    assert len(loss.lines) == 4
+    assert loss.lines[0].get_xdata() == pytest.approx([1000, 2000, 3000])
+    assert loss.lines[0].get_ydata() == pytest.approx([2.0, 1.0, 2 / 3])
+
+
+def test_a_comparison_draws_every_seed_and_the_mean():
+    accuracy = plots.comparison(RECORDS).axes[1]
+    drawn = [list(line.get_xdata()) for line in accuracy.lines]
+    assert [50.0, 51.0] in drawn and [50.5] in drawn and [55.0, 57.0] in drawn and [56.0] in drawn
+
+
+def test_every_axis_of_a_comparison_has_a_label():
+    assert all(ax.get_xlabel() for ax in plots.comparison(RECORDS).axes)
+    assert "nats" in plots.comparison(RECORDS).axes[0].get_ylabel()
+
+
+def test_records_of_two_tables_are_refused():
+    with pytest.raises(ValueError, match="one data set, model and budget"):
+        plots.comparison([*RECORDS, finished(**{"model.name": "resnet14"})])
+
+
+def test_no_records_are_refused():
+    with pytest.raises(ValueError, match="got none"):
+        plots.comparison([])
+
+
+def test_an_image_grid_shows_the_pixels_and_the_mask():
+    image, mask = torch.randint(256, (3, 8, 8), dtype=torch.uint8), torch.eye(2, dtype=torch.bool)
+    figure = plots.image_grid([[image, mask]], ["row"], ["left", "right"], title="A finding")
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert (shown[0] == image.permute(1, 2, 0).numpy()).all() and (shown[1] == mask.numpy()).all()
+    assert figure.axes[0].get_ylabel() == "row" and figure.axes[1].get_title() == "right"
+    assert figure.get_suptitle() == "A finding"
+
+
+def test_a_patch_size_draws_the_lines_between_the_patches():
+    figure = plots.image_grid([[torch.zeros(3, 8, 8)]], patch_size=2)
+    assert len(figure.axes[0].lines) == 3 + 3
+
+
+def test_rows_may_differ_in_length():
+    figure = plots.image_grid([[torch.zeros(3, 4, 4)], [torch.zeros(3, 4, 4)] * 2])
+    assert [len(ax.images) for ax in figure.axes] == [1, 0, 1, 1]
+
+
+def test_figures_leave_nothing_open():
+    plots.comparison(RECORDS)
+    plots.image_grid([[torch.zeros(3, 4, 4)]])
+    assert not pyplot.get_fignums()
+
+
+def test_save_writes_a_picture_whole(tmp_path):
+    plots.save(plots.comparison(RECORDS), tmp_path / "new" / "figure.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.png"]
+    with Image.open(tmp_path / "new" / "figure.png") as image:
+        assert image.width > 1000
+
+
+def test_colours_are_as_many_as_asked_for_and_differ():
+    assert len(set(plots.palette(8))) == 8

@@ -1,0 +1,233 @@
+"""Tables of records."""
+
+from __future__ import annotations
+
+import pytest
+
+from psd import config, reporting
+from psd.records import Record
+
+T_975_2 = 4.302652729911275  # quantile of Student's t with 2 degrees of freedom (any table of it)
+
+
+def record(method: str = "cross_entropy", seed: int = 0, top1: float = 50.0, **changes) -> Record:
+    """A finished run that was never made; `changes` are fields of the record, or of its config by dotted key."""
+    settings = config.recipe("shapes", method={"name": method}, run={"seed": seed})
+    for key in [key for key in changes if "." in key]:
+        section, name = key.split(".")
+        setattr(getattr(settings, section), name, changes.pop(key))
+    made = {
+        "name": settings.name,
+        "data": settings.data.label,
+        "model": settings.model.name,
+        "method": method,
+        "seed": seed,
+        "budget": settings.budget.label,
+        "config": settings.to_dict(),
+        "epochs": [{"epoch": 1, "steps": 12}, {"epoch": 2, "steps": 6}],
+        "final": {"top1": top1, "top5": 90.0, "nll": 1.5, "ece": 0.25, "n_test": 2000},
+        "seconds": 10.0,
+        "device": "cpu, 2 threads",
+    }
+    return Record(**{**made, **changes})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*records: Record, folder: str = "results"):
+        for r in records:
+            r.write(tmp_path / folder / f"{r.name}.json")
+        return tmp_path / folder
+
+    return write
+
+
+def cells(table: str) -> dict[str, dict[str, str]]:
+    """Row name -> column name -> text, of the first Markdown table in a text."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {line[0]: dict(zip(lines[0][1:], line[1:], strict=True)) for line in lines[2:]}
+
+
+def seeds(method: str, *top1: float) -> list[Record]:
+    return [record(method, seed, value) for seed, value in enumerate(top1)]
+
+
+# -- numbers
+
+
+def test_an_interval_is_that_of_student_s_t():
+    middle, half = reporting.interval([1.0, 2.0, 6.0])
+    assert middle == pytest.approx(3.0)
+    assert half == pytest.approx(T_975_2 * 7.0**0.5 / 3**0.5)  # the sample variance is 7
+
+
+def test_a_single_value_has_no_interval():
+    assert reporting.interval([4.0]) == (4.0, None)
+
+
+def test_differences_are_paired_by_seed():
+    rows = {"cross_entropy": seeds("cross_entropy", 50, 60, 70), "cutmix": seeds("cutmix", 51, 62, 73)}
+    assert reporting.differences(rows, "cutmix") == [1, 2, 3]
+
+
+def test_a_seed_without_its_baseline_makes_no_difference():
+    rows = {"cross_entropy": seeds("cross_entropy", 50), "cutmix": seeds("cutmix", 51, 62)}
+    assert reporting.differences(rows, "cutmix") == [1]
+
+
+# -- tables
+
+
+def test_a_row_holds_mean_and_half_interval_over_the_seeds(write):
+    row = cells(reporting.report([write(*seeds("cross_entropy", 50, 51, 55))]))["cross_entropy"]
+    assert row["top-1 %"] == f"52.00 ± {T_975_2 * 7**0.5 / 3**0.5:.2f}"
+
+
+def test_the_difference_has_the_interval_of_the_paired_differences(write):
+    folder = write(*seeds("cross_entropy", 50, 60, 70), *seeds("patch_swap", 51, 62, 73))
+    rows = cells(reporting.report([folder]))
+    assert rows["patch_swap"]["Δ top-1"] == f"+2.00 ± {T_975_2 / 3**0.5:.2f}"
+    assert rows["cross_entropy"]["Δ top-1"] == ""
+
+
+def test_a_loss_shows_its_sign(write):
+    folder = write(record(top1=50.0), record("patch_swap", top1=48.5))
+    assert cells(reporting.report([folder]))["patch_swap"]["Δ top-1"] == "-1.50"
+
+
+def test_a_single_seed_stands_without_an_interval(write):
+    row = cells(reporting.report([write(record())]))["cross_entropy"]
+    assert (row["top-1 %"], row["NLL"], row["ECE"], row["seconds"]) == ("50.00", "1.500", "0.250", "10")
+
+
+def test_the_epochs_are_passes_over_the_data_the_last_one_cut_short(write):
+    assert cells(reporting.report([write(record())]))["cross_entropy"]["epochs"] == "1.5"
+
+
+def test_seconds_are_the_mean_of_the_runs(write):
+    folder = write(record(seconds=10.0), record(seed=1, seconds=30.0))
+    assert cells(reporting.report([folder]))["cross_entropy"]["seconds"] == "20"
+
+
+def test_cross_entropy_stands_first_then_the_names_in_order(write):
+    folder = write(*(record(name) for name in ("patch_swap", "cutmix", "cross_entropy")))
+    assert list(cells(reporting.report([folder]))) == ["cross_entropy", "cutmix", "patch_swap"]
+
+
+def test_without_cross_entropy_there_is_no_difference(write):
+    assert "Δ" not in reporting.report([write(record("cutmix"), record("patch_swap"))])
+
+
+def test_top5_is_left_out_where_no_record_has_it(write):
+    final = {"top1": 50.0, "top5": None, "nll": 1.5, "ece": 0.25, "n_test": 100}
+    assert "top-5" not in reporting.report([write(record(final=final))])
+    assert "top-5" in reporting.report([write(record(), folder="others")])
+
+
+def test_every_budget_data_set_and_model_has_its_own_table(write):
+    others = [
+        record(**{"budget.image_passes": 64_000}),
+        record(**{"model.name": "resnet14"}),
+        record(**{"data.count": 100}),
+    ]
+    text = reporting.report([write(record(), *others)])
+    assert text.count("| method") == 4
+
+
+def test_a_variant_is_a_row_of_its_own(write):
+    rows = cells(reporting.report([write(record("patch_swap"), record("patch_swap", **{"run.variant": "T1"}))]))
+    assert list(rows) == ["patch_swap", "patch_swap-T1"]
+
+
+def test_the_heading_and_the_caption_say_what_was_measured(write):
+    text = reporting.report([write(*seeds("cross_entropy", 1, 2), *seeds("cutmix", 1, 2))])
+    passes = config.recipe("shapes").budget.image_passes
+    assert f"**shapes, resnet8, {passes:,} image passes**" in text
+    assert "over seeds 0, 1; 2,000 test images, after the last epoch." in text
+    assert "paired by seed" in text and "on cpu, 2 threads" in text
+
+
+def test_equal_epochs_are_named_as_such():
+    equal = config.recipe("shapes", budget={"epochs": 200, "image_passes": None})
+    assert reporting.heading(record(config=equal.to_dict())) == "**shapes, resnet8, 200 epochs**"
+
+
+def test_a_table_is_aligned_in_plain_text(write):
+    folder = write(record(), record("patch_swap", top1=9.0))
+    lines = [line for line in reporting.report([folder]).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+
+
+# -- which records
+
+
+def test_a_record_may_be_named_by_its_file(write):
+    folder = write(record(), record("cutmix"))
+    (file,) = folder.rglob("cutmix-s0.json")
+    assert list(cells(reporting.report([file]))) == ["cutmix"]
+
+
+def test_a_record_that_is_named_twice_counts_once(write):
+    folder = write(record(), record(seed=1))
+    assert reporting.report([folder, folder]) == reporting.report([folder])
+
+
+def test_two_records_of_one_run_are_refused(write):
+    folders = write(record()), write(record(top1=51.0), folder="other")
+    with pytest.raises(ValueError, match=r"are records of one run, shapes/resnet8/.*/cross_entropy-s0"):
+        reporting.report(folders)
+
+
+def test_unlike_runs_in_one_row_are_refused(write):
+    folder = write(record("patch_swap"), record("patch_swap", 1, **{"optimizer.lr": 0.2}))
+    with pytest.raises(ValueError, match=r"patch_swap: seeds 0 and 1 .* optimizer\.lr: 0\.1 != 0\.2.*run\.variant"):
+        reporting.report([folder])
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such record or folder"):
+        reporting.report([tmp_path / "nowhere"])
+
+
+def test_a_folder_without_records_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path.name} holds no records"):
+        reporting.report([tmp_path])
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"settings\.json: not a record"):
+        reporting.report([tmp_path])
+
+
+# -- tables in a file
+
+TEXT = "before\n<!-- psd report results -->\nold\n<!-- end of psd report -->\nafter\n"
+
+
+def test_fill_makes_the_table_anew_and_leaves_the_rest(write, tmp_path):
+    folder = write(record())
+    filled = reporting.fill(TEXT, tmp_path)
+    assert filled.startswith("before\n<!-- psd report results -->\n")
+    assert filled.endswith("<!-- end of psd report -->\nafter\n")
+    assert reporting.report([folder]) in filled and "old" not in filled
+
+
+def test_fill_changes_nothing_the_second_time(write, tmp_path):
+    write(record())
+    once = reporting.fill(TEXT, tmp_path)
+    assert reporting.fill(once, tmp_path) == once
+
+
+def test_fill_makes_every_table_from_its_own_paths(write, tmp_path):
+    write(record())
+    write(record("cutmix"), folder="more")
+    filled = reporting.fill(TEXT + TEXT.replace("report results", "report more"), tmp_path)
+    first, second = filled.split("\nafter\n")[:2]
+    assert list(cells(first)) == ["cross_entropy"] and list(cells(second)) == ["cutmix"]
+
+
+@pytest.mark.parametrize("text", ["no comment", TEXT.replace("<!-- end of psd report -->", "")])
+def test_fill_refuses_a_text_without_a_whole_block(text, tmp_path):
+    with pytest.raises(ValueError, match="psd report PATH"):
+        reporting.fill(text, tmp_path)
