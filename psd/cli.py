@@ -27,17 +27,17 @@ OVERRIDES = (
     "`psd train CONFIG --help` lists all settings with their values in that recipe or file."
 )
 TRAINS = ("demo", "train", "compare")
-GO_ON = "; the same command with `--run.resume auto` goes on from the last checkpoint"
+GO_ON = "the same command with `--run.resume auto` goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
     from psd.training import Diverged
 
-    interrupted = ""
+    remedy = ""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        interrupted = options.interrupted
+        remedy = options.remedy
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"psd: error: {_one_line(error)}", file=sys.stderr)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"psd: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\npsd: interrupted{interrupted}", file=sys.stderr)
+        print("\npsd: interrupted" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
         return 130
     return 0
 
@@ -158,7 +158,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """What was asked for: `run` is the command's function, `settings` the text given to each dotted key."""
+    """What was asked for.
+
+    `run` is the command's function, `settings` the text given to each dotted key, `remedy` what to do after Ctrl-C.
+    """
     parser, commands = _parsers()
     first = arguments[0] if arguments else None
     if first is None:
@@ -172,9 +175,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         keys = [f"--{key}" for key in config.known_keys("patch_swap")]
     options, rest = parser.parse_known_args(arguments)
     if rest:
+        given = rest[0].partition("=")[0]
         known = re.findall(r"^ +(?:-\w, )?(--[\w.]+)", commands[options.command].format_help(), re.MULTILINE)
-        hint = _nearest(rest[0], [*known, *keys]) or f"; see `psd {options.command} --help`"
-        raise ValueError(f"psd {options.command}: unexpected {rest[0]!r}{hint}")
+        hint = _nearest(given, [*known, *keys]) or f"; see `psd {options.command} --help`"
+        raise ValueError(f"psd {options.command}: unexpected {given!r}{hint}")
     options.settings = settings
     return options
 
@@ -205,7 +209,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     recipes = f"a recipe ({', '.join(config.recipe_names())}) or the path of a YAML file"
 
-    def add(name: str, run: Any, text: str, example: str, interrupted: str = "") -> argparse.ArgumentParser:
+    def add(name: str, run: Any, text: str, example: str, remedy: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text[0].lower() + text[1:].rstrip("."),
@@ -216,7 +220,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             allow_abbrev=False,
             add_help=name != "train",
         )
-        sub.set_defaults(run=run, interrupted=interrupted)
+        sub.set_defaults(run=run, remedy=remedy)
         return sub
 
     demo = add("demo", _demo, "See patch swap and cross-entropy on the embedded data, in minutes.", "psd demo", GO_ON)
@@ -232,7 +236,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         _compare,
         "Train methods x seeds at one budget; print one table and save one figure. Finished runs are not repeated.",
         "psd compare shapes --methods cross_entropy patch_swap --seeds 0 1 2",
-        "; the same command goes on from the last checkpoint",
+        "the same command goes on from the last checkpoint",
     )
     compare.add_argument("config", metavar="CONFIG", help=recipes)
     compare.add_argument("--methods", nargs="+", metavar="NAME", help="methods to train (default: the recipe's)")
@@ -261,7 +265,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         _data,
         "Get a data set, or check which are there.",
         "psd data get cifar100",
-        "; the same command goes on where it stopped",
+        "the same command goes on where it stopped",
     )
     data.add_argument("action", metavar="ACTION", help="get or check")
     data.add_argument("name", metavar="NAME", nargs="?", help="data set to get")
@@ -298,7 +302,7 @@ def read_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
         changes["method"]["name"] = method
     values = config.merge(values, changes)
     classes = {**SECTIONS, "method": methods.find(method)}
-    for section in classes.keys() & values.keys():
+    for section in [section for section in classes if section in values]:
         hints = {"name": str, **get_type_hints(classes[section])}
         options = values[section].items()
         values[section] = {key: _typed(f"{section}.{key}", hints[key], value) for key, value in options}

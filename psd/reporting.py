@@ -154,7 +154,7 @@ def _table(records: list[Record]) -> str:
 
 def _epochs(record: Record) -> float:
     """Passes over the training images as anchors; the last one may be cut short."""
-    steps = [entry["steps"] for entry in record.epochs]
+    steps: list[int] = [entry["steps"] for entry in record.epochs]
     return round(sum(steps) / max(steps), 1)
 
 
