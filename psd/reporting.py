@@ -13,14 +13,15 @@ from psd import config
 from psd.records import Record
 
 BASELINE = "cross_entropy"
+CONTROL = "pair_cross_entropy"  # the same images, steps and batches as the pair methods have
 BLOCK = re.compile(r"(<!-- psd report (?P<paths>[^>]*?) -->\n)(?P<table>.*?)(<!-- end of psd report -->)", re.DOTALL)
 
 
 def report(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Markdown tables of records, one for each data set, model and budget, one row for each method.
 
-    Mean over seeds ± half of the 95% t-interval; the difference to cross-entropy is paired by seed. Everything is
-    measured after the last epoch. Two rows of one table differ in their method alone or say so by their variant.
+    Mean over seeds ± half of the 95% t-interval. Differences in top-1 to cross-entropy, that on single images and that
+    on the same pairs, are paired by seed. Everything is measured after the last epoch.
 
     Args:
         paths: record files, or folders that are searched for them.
@@ -81,10 +82,10 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def differences(rows: dict[str, list[Record]], method: str, metric: str = "top1") -> list[float]:
-    """`metric` of a method minus that of cross-entropy, for each seed that both have run."""
-    baseline = {record.seed: record.final[metric] for record in rows.get(BASELINE, [])}
-    return [r.final[metric] - baseline[r.seed] for r in rows[method] if r.seed in baseline]
+def differences(rows: dict[str, list[Record]], method: str, other: str = BASELINE) -> list[float]:
+    """Top-1 of a method minus that of another, for each seed that both have run."""
+    top1 = {record.seed: record.final["top1"] for record in rows.get(other, [])}
+    return [r.final["top1"] - top1[r.seed] for r in rows[method] if r.seed in top1]
 
 
 def fill(text: str, folder: Path) -> str:
@@ -135,21 +136,31 @@ def _table(records: list[Record]) -> str:
     columns: dict[str, Callable[[str, list[Record]], str]] = {
         "method": lambda name, row: name,
         "top-1 %": lambda name, row: _spread([r.final["top1"] for r in row], 2),
-        "Δ top-1": lambda name, row: "" if name == BASELINE else _spread(differences(rows, name), 2, signed=True),
+        f"Δ {BASELINE}": lambda name, row: _difference(rows, name, BASELINE),
+        f"Δ {CONTROL}": lambda name, row: _difference(rows, name, CONTROL),
         "top-5 %": lambda name, row: _spread([r.final["top5"] for r in row], 2),
         "NLL": lambda name, row: _spread([r.final["nll"] for r in row], 3),
         "ECE": lambda name, row: _spread([r.final["ece"] for r in row], 3),
         "epochs": lambda name, row: f"{_epochs(row[0]):g}",
         "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
     }
-    if BASELINE not in rows or len(rows) == 1:
-        del columns["Δ top-1"]
+    for other in (BASELINE, CONTROL):
+        if other not in _compared_with(rows):
+            del columns[f"Δ {other}"]
     if all(r.final["top5"] is None for r in records):
         del columns["top-5 %"]
     lines = [list(columns), *([cell(name, row) for cell in columns.values()] for name, row in rows.items())]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     lines.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def _compared_with(rows: dict[str, list[Record]]) -> list[str]:
+    return [other for other in (BASELINE, CONTROL) if other in rows and len(rows) > 1]
+
+
+def _difference(rows: dict[str, list[Record]], name: str, other: str) -> str:
+    return "" if name == other else _spread(differences(rows, name, other), 2, signed=True)
 
 
 def _epochs(record: Record) -> float:
@@ -162,13 +173,13 @@ def _caption(records: list[Record]) -> str:
     seeds = sorted({record.seed for record in records})
     tested = " / ".join(f"{n:,}" for n in sorted({record.final["n_test"] for record in records}))
     devices = ", ".join(sorted({record.device for record in records}))
-    several = "Mean ± half of the 95% t-interval over seeds" if len(seeds) > 1 else "Seed"
+    several = len(seeds) > 1
     delta = ""
-    if BASELINE in by_method(records) and len(by_method(records)) > 1:
-        delta = " Δ: points over cross_entropy" + (", paired by seed." if len(seeds) > 1 else ".")
+    if _compared_with(by_method(records)):
+        delta = " Δ: difference in top-1, in points" + (", paired by seed." if several else ".")
     return (
-        f"{several} {', '.join(map(str, seeds))}; {tested} test images, after the last epoch.{delta} "
-        f"Seconds a run on {devices}."
+        f"{'Mean ± half of the 95% t-interval over seeds' if several else 'Seed'} {', '.join(map(str, seeds))}; "
+        f"{tested} test images, after the last epoch.{delta} Seconds a run on {devices}."
     )
 
 

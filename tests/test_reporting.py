@@ -70,6 +70,13 @@ def test_differences_are_paired_by_seed():
     assert reporting.differences(rows, "cutmix") == [1, 2, 3]
 
 
+def test_differences_to_the_same_pairs_have_their_own_column(write):
+    folder = write(record(), record("pair_cross_entropy", top1=48.0), record("patch_swap", top1=51.0))
+    rows = cells(reporting.report([folder]))
+    assert [rows[name]["Δ pair_cross_entropy"] for name in rows] == ["+2.00", "", "+3.00"]
+    assert [rows[name]["Δ cross_entropy"] for name in rows] == ["", "-2.00", "+1.00"]
+
+
 def test_a_seed_without_its_baseline_makes_no_difference():
     rows = {"cross_entropy": seeds("cross_entropy", 50), "cutmix": seeds("cutmix", 51, 62)}
     assert reporting.differences(rows, "cutmix") == [1]
@@ -86,13 +93,13 @@ def test_a_row_holds_mean_and_half_interval_over_the_seeds(write):
 def test_the_difference_has_the_interval_of_the_paired_differences(write):
     folder = write(*seeds("cross_entropy", 50, 60, 70), *seeds("patch_swap", 51, 62, 73))
     rows = cells(reporting.report([folder]))
-    assert rows["patch_swap"]["Δ top-1"] == f"+2.00 ± {T_975_2 / 3**0.5:.2f}"
-    assert rows["cross_entropy"]["Δ top-1"] == ""
+    assert rows["patch_swap"]["Δ cross_entropy"] == f"+2.00 ± {T_975_2 / 3**0.5:.2f}"
+    assert rows["cross_entropy"]["Δ cross_entropy"] == ""
 
 
 def test_a_loss_shows_its_sign(write):
     folder = write(record(top1=50.0), record("patch_swap", top1=48.5))
-    assert cells(reporting.report([folder]))["patch_swap"]["Δ top-1"] == "-1.50"
+    assert cells(reporting.report([folder]))["patch_swap"]["Δ cross_entropy"] == "-1.50"
 
 
 def test_a_single_seed_stands_without_an_interval(write):
@@ -114,7 +121,7 @@ def test_cross_entropy_stands_first_then_the_names_in_order(write):
     assert list(cells(reporting.report([folder]))) == ["cross_entropy", "cutmix", "patch_swap"]
 
 
-def test_without_cross_entropy_there_is_no_difference(write):
+def test_without_one_of_the_two_there_is_no_difference(write):
     assert "Δ" not in reporting.report([write(record("cutmix"), record("patch_swap"))])
 
 
