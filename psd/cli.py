@@ -76,7 +76,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     print("Two small networks learn to name drawn shapes from few images, with the same compute: one by")
     print("cross-entropy, one by patch swap. Each is then tested on new images. This takes minutes.\n")
-    _run_comparison("shapes", {"run.output": "runs/demo", **options.settings}, None, options.seeds)
+    settings = {"run.output": "runs/demo", **options.settings}
+    _run_comparison("shapes", settings, ["cross_entropy", "patch_swap"], options.seeds or [0])
 
 
 def _run_comparison(name: str, settings: Mapping[str, str], chosen: list[str] | None, seeds: list[int] | None) -> None:
@@ -246,7 +247,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "evaluate",
         _evaluate,
         "Measure a trained network on its test images.",
-        "psd evaluate runs/shapes/resnet8/128kpass/patch_swap-s0",
+        f"psd evaluate runs/{config.recipe('shapes').name}",
     )
     evaluate.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
     evaluate.add_argument("--data.root", dest="root", metavar="PATH", type=_home, help="folder of the data sets")

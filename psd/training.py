@@ -44,7 +44,7 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
         the record, also written to `<output>/<name>.json`; the weights lie in `<output>/<name>/model.safetensors`.
 
     Raises:
-        ValueError: bad settings or data. Diverged: a loss that is not finite.
+        ValueError: bad settings or data. OSError: a place that cannot be written. Diverged: a loss that is not finite.
     """
     return _Run(config).train(on_epoch)
 

@@ -25,6 +25,11 @@ from psd.data import download, shapes
 from psd.records import Record
 
 COMMANDS = ("demo", "train", "compare", "evaluate", "report", "data")
+SHAPES = config.read_yaml("shapes")
+TINY = [  # settings of `psd train shapes` that make it take a blink
+    *("--data.size", "16", "--data.batch_size", "8", "--method.patch_size", "4", "--budget.image_passes", "48"),
+    *("--run.progress", "false", "--run.device", "cpu"),
+]
 NAME = "photos-size8/resnet8/1ep/patch_swap-s0"  # the record of `psd train small.yaml`
 
 
@@ -152,6 +157,10 @@ def test_the_example_in_help_is_one_that_works(run, command):
         config.from_dict(cli.read_settings(options.config, options.settings))
 
 
+def test_the_example_of_evaluate_is_what_train_writes(run):
+    assert example(run("evaluate", "--help").out)[2] == f"runs/{config.recipe('shapes').name}"
+
+
 def test_help_lists_every_command(run):
     done = run("--help")
     assert (done.code, done.err) == (0, "")
@@ -181,7 +190,9 @@ def test_the_help_of_train_lists_every_setting_with_its_default(run):
 
 def test_the_help_of_train_with_a_recipe_shows_the_recipe_s_values(run):
     lines = [line.split()[:2] for line in run("train", "shapes", "--help").out.splitlines()]
-    assert ["--method.patch_size", "8"] in lines and ["--budget.image_passes", "128000"] in lines
+    for section in ("data", "method", "budget"):
+        for key, value in SHAPES[section].items():
+            assert [f"--{section}.{key}", str(value)] in lines
 
 
 def test_the_help_of_train_lists_the_options_of_the_chosen_method(run):
@@ -215,7 +226,7 @@ def test_the_help_of_train_with_an_unknown_recipe_is_refused(run):
         ("zzz", ["COMMAND 'zzz'", "demo, train, compare"]),
         ("--trian shapes", ["COMMAND", "psd --help"]),
         ("--verbose train shapes", ["unexpected '--verbose'", "psd train --help"]),
-        ("train", ["CONFIG is missing", "cifar100-small, shapes"]),
+        ("train", ["CONFIG is missing", "cifar100-small", "shapes"]),
         ("train shapes extra", ["unexpected 'extra'", "psd train --help"]),
         ("train shapes run.seed=1", ["unexpected 'run.seed'", "did you mean '--run.seed'?"]),
         ("train shapes --seed=1234567890", ["unexpected '--seed'", "did you mean '--run.seed'?"]),
@@ -235,7 +246,7 @@ def test_the_help_of_train_with_an_unknown_recipe_is_refused(run):
         ("report nowhere", ["nowhere", "no such record or folder"]),
         ("report nowhere --fill README.md", ["PATH", "--fill FILE"]),
         ("report --fil README.md", ["unexpected '--fil'", "did you mean '--fill'?"]),
-        ("report --fill nowhere.md", ["nowhere.md", "No such file"]),
+        ("report --fill nowhere.md", ["psd: error: nowhere.md: No such file"]),
         ("data", ["ACTION", "psd data --help"]),
         ("data gett cifar100", ["ACTION 'gett'", "get nor check", "did you mean 'get'?"]),
         ("data get", ["name of a data set is missing", "psd data get cifar100"]),
@@ -254,7 +265,7 @@ def test_the_help_of_train_with_an_unknown_recipe_is_refused(run):
         ("compare shapes --optimizer.lrr 1", ["unknown key 'optimizer.lrr'", "did you mean 'optimizer.lr'?"]),
         # names
         ("train shapess", ["CONFIG 'shapess'", "did you mean 'shapes'?"]),
-        ("train missing.yaml", ["CONFIG 'missing.yaml'", "cifar100-small, shapes"]),
+        ("train missing.yaml", ["CONFIG 'missing.yaml'", "cifar100-small", "shapes"]),
         ("compare shapess", ["CONFIG 'shapess'", "did you mean 'shapes'?"]),
         ("train shapes --method.name patchswap", ["method.name 'patchswap'", "did you mean 'patch_swap'?"]),
         ("train shapes --model.name resnt8", ["model.name 'resnt8'", "did you mean 'resnet8'?"]),
@@ -277,7 +288,7 @@ def test_the_help_of_train_with_an_unknown_recipe_is_refused(run):
         ("train shapes --method.ratio uniforn", ["method.ratio", "'uniforn'", "did you mean 'uniform'?"]),
         ("train shapes --method.p 1.5", ["p must be", "got 1.5"]),
         ("train shapes --method.temperature 0", ["temperature must be", "> 0", "got 0"]),
-        ("train shapes --budget.epochs 3", ["epochs=3", "image_passes=128000", "set the other to null"]),
+        ("train shapes --budget.epochs 3", ["epochs=3", f"image_passes={SHAPES['budget']['image_passes']}", "null"]),
         ("train shapes --data.count 0", ["data.count", "got 0"]),
         ("train shapes --data.size 8", ["size", "16", "8"]),
         ("train shapes --data.classes 99", ["classes", "16", "99"]),
@@ -407,9 +418,8 @@ def test_train_writes_the_record_and_prints_its_path_and_the_final_metrics(run, 
 
 
 def test_train_prints_top5_where_there_are_classes_enough(run):
-    settings = ["--data.size", "16", "--data.count", "32", "--data.batch_size", "8", "--budget.image_passes", "16"]
-    done = run("train", "shapes", *settings, "--run.progress", "false", "--run.device", "cpu")
-    (file,) = Path("runs").rglob("*.json")
+    done = run("train", "shapes", *TINY, "--data.count", "32")
+    file = done.out.splitlines()[0]
     assert f"   top-5 {read(file)['final']['top5']:.2f} %   " in done.out
 
 
@@ -454,7 +464,8 @@ def test_another_method_drops_the_recipe_s_options_of_the_old_one():
 
 
 def test_the_same_method_keeps_the_recipe_s_options():
-    assert values("shapes", "--method.name", "patch_swap", "--method.p", 1)["method"]["patch_size"] == 8
+    made = values("shapes", "--method.name", SHAPES["method"]["name"], "--method.p", 0.125)["method"]
+    assert made == {**config.recipe("shapes").to_dict()["method"], "p": 0.125}
 
 
 def test_a_rectangular_patch_can_be_given():
@@ -666,14 +677,12 @@ def test_evaluate_writes_nothing(run, trained):
     [
         ["--data.count", "32"],
         ["--data.count", "24", "--data.classes", "2"],
-        ["--data.per_class", "6", "--data.classes", "3", "--data.seed", "1", "--data.size", "20"],
+        ["--data.per_class", "6", "--data.classes", "3", "--data.seed", "1", "--data.size=20"],
         ["--data.count", "32", "--data.split", "fit"],
     ],
 )
 def test_evaluate_measures_on_the_run_s_own_images(run, settings):
-    tiny = ["--data.size", "16", "--data.batch_size", "8", "--budget.image_passes", "48", "--method.patch_size", "4"]
-    trained = run("train", "shapes", *tiny, *settings, "--run.progress", "false", "--run.device", "cpu").out
-    file, metrics = trained.splitlines()
+    file, metrics = run("train", "shapes", *TINY, *settings).out.splitlines()
     assert run("evaluate", file).out == metrics + "\n"
 
 
@@ -775,6 +784,14 @@ def test_report_fill_of_a_filled_file_changes_nothing(run, trained):
     assert Path("mine.md").read_bytes() == once
 
 
+def test_report_fill_looks_for_records_beside_the_file(run, trained):
+    Path("page").mkdir()
+    shutil.copy(f"{trained}.json", "page/beside.json")
+    Path("page/mine.md").write_text(filled(Path("beside")))
+    assert run("report", "--fill", "page/mine.md").code == 0
+    assert reporting.report(["page/beside.json"]) in Path("page/mine.md").read_text()
+
+
 @pytest.mark.parametrize("what", ["no end", "no comment", "no record"])
 def test_report_fill_leaves_a_file_alone_that_it_cannot_fill(run, trained, what):
     texts = {"no end": filled(trained, end=""), "no comment": "text\n", "no record": filled(Path("nowhere"))}
@@ -813,7 +830,7 @@ def test_data_get_passes_the_root_on(run):
 
 def test_data_get_that_fails_is_one_line(run, monkeypatch):
     def fail(*_: object) -> None:
-        raise ValueError("https://somewhere could not be downloaded; run the command again later")
+        raise ValueError("https://somewhere could not be downloaded:\nno answer; run the command again later")
 
     monkeypatch.setattr(download, "_from_hub", fail)
     monkeypatch.setattr(download, "fetch", fail)
@@ -825,14 +842,14 @@ def test_data_get_that_fails_is_one_line(run, monkeypatch):
 
 
 def test_demo_ends_with_a_table_and_a_figure(run):
-    tiny = ["--data.size", "16", "--data.count", "32", "--data.batch_size", "16", "--budget.image_passes", "64"]
-    done = run("demo", *tiny, "--run.output", "out", "--run.progress", "false", "--run.device", "cpu")
+    done = run("demo", *TINY, "--data.count", "32", "--run.output", "out")
     assert (done.code, done.err) == (0, "")
     (folder,) = Path("out").glob("*/*/*")
     assert done.out.count("| method ") == 1
     assert "\n| cross_entropy |" in done.out and "\n| patch_swap " in done.out
     assert done.out.endswith(f"Records: {folder}\nFigure:  {folder / 'comparison.png'}\n")
     assert (folder / "comparison.png").is_file()
+    assert sorted(file.stem for file in folder.glob("*.json")) == ["cross_entropy-s0", "patch_swap-s0"]
 
 
 def test_demo_writes_to_a_folder_of_its_own_and_takes_seeds(run, monkeypatch):
@@ -849,7 +866,7 @@ def test_demo_writes_to_a_folder_of_its_own_and_takes_seeds(run, monkeypatch):
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "psd", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
 def test_python_m_psd_is_the_command_line():

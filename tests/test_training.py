@@ -619,8 +619,8 @@ def test_the_running_accuracy_is_of_every_target(soft, make, tmp_path):
 
 
 def test_an_epoch_s_terms_are_means_over_its_steps(make, tmp_path):
-    record = psd.train(make(tmp_path, Guessing(), epochs=2))
-    assert [entry["distillation"] for entry in record.epochs] == [2.0, 8.0]  # of 0 2 4 and of 6 8 10
+    record = psd.train(make(tmp_path, Guessing(), image_passes=5 * 2 * BATCH))
+    assert [entry["distillation"] for entry in record.epochs] == [2.0, 7.0]  # of 0 2 4 and, cut short, of 6 8
     assert [entry["feature"] for entry in record.epochs] == [1.0, 1.0]
     assert all(entry["loss"] == entry["cross_entropy"] > 0 for entry in record.epochs)
 
@@ -800,7 +800,7 @@ def test_the_split_fit_is_measured_on_tune(images, make, tmp_path):
 
 
 def test_classes_and_images_of_a_class_are_a_subset(make, tmp_path):
-    record = psd.train(make(tmp_path, data={"classes": 2, "per_class": 4}, epochs=1))
+    record = psd.train(make(tmp_path, data={"classes": 2, "per_class": 4, "batch_size": 4}, epochs=1))
     assert record.image_passes == 2 * 2 * 4
     assert record.final["n_test"] == 2 * 3  # all test images of the two classes
 
@@ -859,7 +859,7 @@ def test_a_place_that_cannot_be_written_stops_the_run_at_its_beginning(make, tmp
     (tmp_path / "file").write_text("")
     seen: list[dict[str, Any]] = []
     with pytest.raises(OSError, match="file"):
-        psd.train(make(tmp_path / "file"), seen.append)
+        psd.train(make(tmp_path / "file", checkpoint_every=0), seen.append)
     assert not seen
 
 

@@ -1,0 +1,78 @@
+"""README says what is true: its tables, its commands, its links, its five lines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import psd
+from psd import cli, reporting
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+LINES = [
+    line.partition("#")[0].split("   ")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
+]
+COMMANDS = [line for line in LINES if line.startswith("psd ")]
+
+
+def test_the_tables_are_those_of_the_records():
+    assert reporting.fill(TEXT, ROOT) == TEXT, "run `psd report --fill README.md`"
+
+
+def test_every_table_of_results_is_made_from_records():
+    outside = reporting.BLOCK.sub("", TEXT)
+    assert "top-1 %" not in outside
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", TEXT))))
+def test_a_link_leads_to_a_file(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([^)]+)\)", TEXT))))
+def test_an_anchor_is_a_heading(anchor):
+    headings = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)
+    assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_psd_command_is_one_that_the_command_line_takes(command):
+    arguments = shlex.split(command)[1:]
+    options, overrides = cli._parser().parse_known_args(arguments)
+    if overrides:
+        assert options.overrides
+        cli.read_settings(options.config, overrides)
+
+
+def test_every_make_target_it_names_exists():
+    targets = re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", TEXT, flags=re.MULTILINE)
+    assert {"demo", "test", "lab", "lint"} <= {a or b for a, b in named} <= set(targets)
+
+
+def test_the_five_lines_run_and_train_a_network():
+    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    model = psd.models.build("resnet8", 4)
+    values = {"psd": psd, "torch": torch, "model": model, "x": torch.rand(8, 3, 32, 32), "y": torch.arange(8) % 4}
+    exec(code, values)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert len([line for line in code.splitlines() if line]) == 4
+
+
+def test_the_versions_it_names_are_those_of_the_metadata():
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    python, torch_, vision = re.search(
+        r"Python ([\d.]+), PyTorch ([\d.]+) and torchvision ([\d.]+) or newer", TEXT
+    ).groups()
+    assert f'requires-python = ">={python}"' in metadata
+    assert f'"torch>={torch_}"' in metadata and f'"torchvision>={vision}"' in metadata
