@@ -124,7 +124,7 @@ def _report(options: argparse.Namespace) -> None:
     if bool(options.fill) == bool(options.paths):
         raise ValueError("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
     if options.fill:
-        write_atomically(options.fill, reporting.fill(options.fill.read_text(), options.fill.parent))
+        write_atomically(options.fill, reporting.fill(options.fill.read_text(encoding="utf-8"), options.fill.parent))
         print(f"{options.fill}: tables made anew")
     else:
         print(reporting.report(options.paths))

@@ -61,7 +61,7 @@ class Record:
     def read(cls, path: Path | str) -> Record:
         """ValueError naming the file where it is no record of this schema."""
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not readable as a record: {error}") from None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
@@ -75,7 +75,7 @@ class Record:
 def write_atomically(path: Path, text: str) -> None:
     """The file either keeps what it held or holds all of `text`."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from psd import checkpoints, config, models, records
 from psd.config import Config, DataConfig
 from psd.data import ImageData, load
-from psd.data.batches import Batches
+from psd.data.batches import Batches, normalised
 from psd.evaluation import evaluate
 from psd.methods import Progress, Step
 from psd.records import Record
@@ -150,6 +150,7 @@ class _Run:
         self.method.setup(classes, len(train_data))
         torch.manual_seed(seed_for(run.seed, "weights"))
         model = models.build(self.config.model.name, classes).to(memory_format=torch.channels_last)
+        _check_fit(self.config.model.name, model, train_data)
         optimizer = torch.optim.SGD(
             model.parameters(),
             lr=self.config.optimizer.lr,
@@ -323,6 +324,19 @@ class _Run:
         record.write(self.record_file)
         checkpoints.remove(self.checkpoints)
         return record
+
+
+@torch.no_grad()
+def _check_fit(name: str, model: nn.Module, data: ImageData) -> None:
+    """Refuse a network that cannot take images of this size, before anything is written."""
+    try:
+        model.eval()(normalised(data, slice(0, 1), "cpu"))
+    except Exception as error:  # each network fails in its own way
+        height, width = data.images.shape[2:]
+        raise ValueError(
+            f"model.name {name!r} does not take images of {height} x {width} pixels ({error}); "
+            "choose another model or, where the data has it, another data.size"
+        ) from error
 
 
 def _hits(result: Step) -> Tensor:

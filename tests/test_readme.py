@@ -47,11 +47,9 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_psd_command_is_one_that_the_command_line_takes(command):
-    arguments = shlex.split(command)[1:]
-    options, overrides = cli._parser().parse_known_args(arguments)
-    if overrides:
-        assert options.overrides
-        cli.read_settings(options.config, overrides)
+    options = cli._parse(shlex.split(command)[1:])
+    if options.settings:
+        cli.read_settings(getattr(options, "config", "shapes"), options.settings)
 
 
 def test_every_make_target_it_names_exists():

@@ -87,7 +87,7 @@ def test_writing_leaves_nothing_but_the_file(tmp_path):
 
 
 def failing_halfway(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    def write_text(path: Path, text: str) -> int:
+    def write_text(path: Path, text: str, encoding: str) -> int:
         path.write_bytes(text[: len(text) // 2].encode())
         raise error
 

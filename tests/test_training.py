@@ -878,3 +878,11 @@ def test_bf16_trains_on_the_cpu_and_keeps_its_weights_in_float32(whole, make, tm
 def test_a_run_in_bf16_leaves_the_next_one_its_own_precision(whole, make, tmp_path):
     psd.train(make(tmp_path / "a", epochs=1, precision="bf16"))
     assert same(finish(make(tmp_path / "b")).weights(), whole("patch_swap").weights())
+
+
+def test_a_model_that_does_not_take_the_image_size_is_refused_before_anything_is_written(tmp_path):
+    settings = {"data": {"size": 16, "count": 64}, "model": {"name": "torchvision:alexnet"}}
+    wrong = psd.config.recipe("shapes", **settings, run={"output": str(tmp_path), "progress": False})
+    with pytest.raises(ValueError, match=r"model\.name 'torchvision:alexnet' does not take images of 16 x 16 pixels"):
+        psd.train(wrong)
+    assert not list(tmp_path.iterdir())
