@@ -152,4 +152,5 @@ def _dots(ax: Axes, rows: dict[str, list[Record]], metric: str, colours: dict[st
         ax.errorbar(middle, y, xerr=half, fmt="D", color=colours[name], capsize=4, markersize=7)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.margins(x=0.1)
     ax.grid(axis="x", alpha=0.3)

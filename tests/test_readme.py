@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shlex
 from pathlib import Path
@@ -65,6 +67,13 @@ def test_the_five_lines_run_and_train_a_network():
     exec(code, values)
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert len([line for line in code.splitlines() if line]) == 4
+
+
+def test_its_picture_is_the_one_of_the_first_notebook():
+    notebook = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    pictures = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+    assert (ROOT / "results" / "swapped_pair.png").read_bytes() == pictures[1]
 
 
 def test_the_versions_it_names_are_those_of_the_metadata():
