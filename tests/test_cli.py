@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -538,7 +538,15 @@ def test_ctrl_c_of_a_download_does_not_speak_of_checkpoints(run, monkeypatch):
     assert (done.code, done.err) == (130, "\npsd: interrupted; the same command goes on where it stopped\n")
 
 
-def test_what_ctrl_c_stopped_goes_on_to_the_same_result(run, small, monkeypatch):
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Python leaves Ctrl-C alone where its parent ignores it, as shells do for what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_ctrl_c_stopped_goes_on_to_the_same_result(run, small, monkeypatch, ctrl_c_is_heard):
     longer = ["--budget.epochs", 3, "--run.checkpoint_every", 1]
     run("train", small, *longer, "--run.output", "whole")
     save = checkpoints.save
