@@ -32,8 +32,8 @@ test: $(STAMP) ## Run every test: the package's, its examples, the notebooks (in
 notebooks: $(STAMP) ## Run the notebooks alone, in fast mode, against their committed outputs
 	$(PYTEST) notebooks
 
-lab: $(STAMP) ## Open the notebooks in JupyterLab
-	$(PY) -m jupyterlab --notebook-dir=notebooks
+lab: $(STAMP) ## Open the notebooks in JupyterLab (as root: make lab LAB_OPTIONS=--allow-root)
+	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_OPTIONS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(PY) -m ruff check .
