@@ -1,9 +1,11 @@
-"""The check of settings: a dataclass's annotations and bounds, against the values that were given."""
+"""Checks of what was given: settings against a dataclass's annotations and bounds, names against the known ones."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,6 +37,16 @@ def check_settings(section: str, settings: Any, **bounds: str) -> None:
         kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
         if not any(_fits(value, kind, bound) for kind in kinds):
             raise ValueError(f"{section}.{name} must be {' or '.join(_words(k, bound) for k in kinds)}, got {value!r}")
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """The end of an error's sentence that offers the nearest known name; empty where none is near.
+
+    >>> did_you_mean("patchswap", ["cutmix", "patch_swap"])
+    "; did you mean 'patch_swap'?"
+    """
+    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _fits(value: Any, kind: Any, bound: str) -> bool:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import json
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from psd import config, methods, models
+from psd.checks import did_you_mean
 from psd.config import SECTIONS
 
 OVERRIDES = (
@@ -145,7 +145,7 @@ def _data(options: argparse.Namespace) -> None:
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
-        near = _nearest(options.action, ("get", "check"))
+        near = did_you_mean(options.action, ("get", "check"))
         raise ValueError(f"ACTION {options.action!r} is neither get nor check{near}")
 
 
@@ -168,7 +168,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if first is None:
         raise ValueError(f"COMMAND is missing: {', '.join(commands)}; begin with `psd demo`, or see `psd --help`")
     if first not in commands and not first.startswith("-"):
-        raise ValueError(f"COMMAND {first!r} is none of {', '.join(commands)}{_nearest(first, commands)}")
+        raise ValueError(f"COMMAND {first!r} is none of {', '.join(commands)}{did_you_mean(first, commands)}")
     settings: dict[str, str] = {}
     keys: list[str] = []
     if first in TRAINS:
@@ -178,7 +178,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if rest:
         given = rest[0].partition("=")[0]
         known = re.findall(r"^ +(?:-\w, )?(--[\w.]+)", commands[options.command].format_help(), re.MULTILINE)
-        hint = _nearest(given, [*known, *keys]) or f"; see `psd {options.command} --help`"
+        hint = did_you_mean(given, [*known, *keys]) or f"; see `psd {options.command} --help`"
         raise ValueError(f"psd {options.command}: unexpected {given!r}{hint}")
     options.settings = settings
     return options
@@ -320,7 +320,7 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
         typed = parser.parse_object({"value": value})["value"]
     except argparse.ArgumentError:
         choices = [c for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for c in get_args(kind)]
-        raise ValueError(f"{key} must be {_words(hint)}, got {value!r}{_nearest(str(value), choices)}") from None
+        raise ValueError(f"{key} must be {_words(hint)}, got {value!r}{did_you_mean(str(value), choices)}") from None
     return _home(typed) if isinstance(typed, str) else typed
 
 
@@ -365,11 +365,6 @@ def _path(text: str) -> Path:
 
 
 # --- messages
-
-
-def _nearest(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _print_final(final: dict[str, Any]) -> None:

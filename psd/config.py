@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from psd import methods, models
-from psd.checks import check_settings
+from psd.checks import check_settings, did_you_mean
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
@@ -259,8 +258,7 @@ def recipe_path(name: str) -> Path:
         return RECIPES / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
-    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(name, recipe_names()) or "."
     raise ValueError(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {', '.join(recipe_names())}")
 
 
@@ -354,9 +352,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)  # YAML knows keys that are no strings
-    hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join((*SECTIONS, 'method'))}"
-    return f"unknown key {key!r}; {hint}"
+    hint = did_you_mean(key, known) or f"; sections are {', '.join((*SECTIONS, 'method'))}"
+    return f"unknown key {key!r}{hint}"
 
 
 def _check_mapping(section: str, options: object) -> None:

@@ -23,13 +23,6 @@ weights = st.floats(0, 10)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def inputs(n: int = 5, classes: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     """logits_a, logits_b, labels."""
     generator = torch.Generator().manual_seed(seed)
@@ -502,7 +495,7 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(name, choices, value):
 # --- bad input
 
 
-def refused(message: str, *arguments: Any, **options: Any) -> None:
+def assert_refused(message: str, *arguments: Any, **options: Any) -> None:
     with pytest.raises(ValueError, match=message):
         SelfDistillationLoss(**options)(*arguments)
 
@@ -517,7 +510,7 @@ def test_logits_of_wrong_shapes_are_refused(shape_a, shape_b):
 
 
 def test_an_empty_batch_is_refused():
-    refused("logits_a holds no pairs", torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert_refused("logits_a holds no pairs", torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("shape", [(4,), (6,), (5, 1), ()], ids=str)
@@ -539,13 +532,13 @@ def test_probabilities_of_a_wrong_shape_are_refused(shape):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool], ids=str)
 def test_labels_that_are_not_int64_are_refused(dtype):
     z_a, z_b, y = inputs()
-    refused(f"target must be int64 labels .* got {dtype}", z_a, z_b, y.to(dtype))
+    assert_refused(f"target must be int64 labels .* got {dtype}", z_a, z_b, y.to(dtype))
 
 
 @pytest.mark.parametrize(("label", "span"), [(4, "0 to 4"), (-1, "-1 to 0"), (-100, "-100 to 0")])
 def test_labels_out_of_range_are_refused(label, span):
     z_a, z_b, _ = inputs()
-    refused(f"target holds labels from {span}, .*4 classes", z_a, z_b, torch.tensor([0, 0, label, 0, 0]))
+    assert_refused(f"target holds labels from {span}, .*4 classes", z_a, z_b, torch.tensor([0, 0, label, 0, 0]))
 
 
 @pytest.mark.parametrize(
@@ -555,13 +548,15 @@ def test_a_soft_target_that_is_no_probability_is_refused(row):
     z_a, z_b, y = inputs()
     target = F.one_hot(y, 4).double()
     target[2] = torch.tensor(row)
-    refused("target holds rows that are no probabilities", z_a, z_b, target)
+    assert_refused("target holds rows that are no probabilities", z_a, z_b, target)
 
 
 @pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)], ids=str)
 def test_missing_features_are_refused(missing):
     given_features = [None if k in missing else h for k, h in enumerate(features())]
-    refused("features_a and features_b are needed.* is 0.5; give", *inputs(), *given_features, feature_weight=0.5)
+    assert_refused(
+        "features_a and features_b are needed.* is 0.5; give", *inputs(), *given_features, feature_weight=0.5
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def step(method: Method, model: nn.Module | None = None, seed: int = 0) -> Step:
     return method.step(model, batch_of(method), PROGRESS)
 
 
-def close(a: Tensor, b: Tensor) -> None:
+def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_terms_add_up_to_the_total(name):
     method = build(name, **options)
     terms = step(method).terms
     weight, feature_weight = options.get("weight", 0), options.get("feature_weight", 0)
-    close(terms.total, terms.cross_entropy + weight * terms.distillation + feature_weight * terms.feature)
+    assert_close(terms.total, terms.cross_entropy + weight * terms.distillation + feature_weight * terms.feature)
     if options:
         assert terms.distillation > 0 and terms.feature > 0
 
@@ -172,7 +172,7 @@ def test_a_method_without_state_refuses_the_state_of_another(name):
 def test_cross_entropy_is_that_of_the_anchors():
     method, model = build("cross_entropy"), Net()
     batch = batch_of(method)
-    close(step(method, model).terms.total, F.cross_entropy(model(batch.x), batch.y))
+    assert_close(step(method, model).terms.total, F.cross_entropy(model(batch.x), batch.y))
 
 
 def test_label_smoothing_of_0_is_cross_entropy():
@@ -185,7 +185,7 @@ def test_label_smoothing_is_cross_entropy_with_the_smoothed_target():
     batch = batch_of(method)
     target = 0.7 * F.one_hot(batch.y, CLASSES) + 0.3 / CLASSES
     expected = -(target * model(batch.x).log_softmax(1)).sum(1).mean()
-    close(step(method, model).terms.total, expected)
+    assert_close(step(method, model).terms.total, expected)
 
 
 def test_cutmix_with_p_0_is_cross_entropy():
@@ -197,7 +197,7 @@ def test_cutmix_with_p_0_is_cross_entropy():
 def test_cutmix_with_p_1_gives_target_probabilities(seed):
     target = step(build("cutmix", p=1.0), seed=seed).target
     assert target.shape == (N, CLASSES) and (target >= 0).all()
-    close(target.sum(1), torch.ones(N))
+    assert_close(target.sum(1), torch.ones(N))
 
 
 def test_cutmix_mixes_a_share_p_of_the_batches():
@@ -208,7 +208,7 @@ def test_cutmix_mixes_a_share_p_of_the_batches():
 
 def test_cutmix_s_loss_is_cross_entropy_with_the_mixed_target():
     result = step(build("cutmix", p=1.0))
-    close(result.terms.total, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
+    assert_close(result.terms.total, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
 
 
 def test_cutmix_pastes_a_box_of_the_batch_s_next_image():
@@ -227,7 +227,7 @@ def test_pair_cross_entropy_is_that_of_both_images_together():
     method, model = build("pair_cross_entropy"), Net()
     batch = batch_of(method)
     logits = model(torch.cat([batch.x, batch.partner]))
-    close(step(method, model).terms.total, F.cross_entropy(logits, torch.cat([batch.y, batch.y])))
+    assert_close(step(method, model).terms.total, F.cross_entropy(logits, torch.cat([batch.y, batch.y])))
 
 
 @pytest.mark.parametrize("features", [{}, FEATURES])
@@ -238,7 +238,7 @@ def test_pair_distillation_is_the_loss_of_both_images(features):
     h = (model.features(batch.x), model.features(batch.partner)) if features else ()
     expected = SelfDistillationLoss(**options, **features)(model(batch.x), model(batch.partner), batch.y, *h)
     for term, value in zip(step(method, model).terms, expected, strict=True):
-        close(term, value)
+        assert_close(term, value)
 
 
 def test_pair_distillation_gives_the_gradient_of_the_loss():
@@ -248,7 +248,7 @@ def test_pair_distillation_gives_the_gradient_of_the_loss():
     SelfDistillationLoss(**options)(model(batch.x), model(batch.partner), batch.y).total.backward()
     step(method, other).terms.total.backward()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        close(a.grad, b.grad)
+        assert_close(a.grad, b.grad)
 
 
 def test_patch_swap_is_pair_distillation_of_swapped_pairs():
@@ -258,7 +258,7 @@ def test_patch_swap_is_pair_distillation_of_swapped_pairs():
     x_a, x_b = patch_swap(batch.x, batch.partner, 2, p=0.9, ratio="uniform")
     assert not torch.equal(x_a, batch.x)
     expected = SelfDistillationLoss()(model(x_a), model(x_b), batch.y)
-    close(step(method, model).terms.total, expected.total)
+    assert_close(step(method, model).terms.total, expected.total)
 
 
 @pytest.mark.parametrize("features", [{}, FEATURES])
@@ -277,7 +277,7 @@ def test_patch_swap_without_distillation_is_swap_cross_entropy():
     options = {"p": 0.8, "ratio": 0.1}
     distilled = step(build("patch_swap", weight=0.0, **options), seed=5)
     plain = step(build("swap_cross_entropy", **options), seed=5)
-    close(distilled.terms.total, plain.terms.total)
+    assert_close(distilled.terms.total, plain.terms.total)
     assert torch.equal(distilled.logits, plain.logits)
 
 
@@ -311,7 +311,7 @@ def test_what_is_no_method_s_name_is_refused(name):
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match=r"method.temprature is unknown for patch_swap; .*'method.temperature'"):
+    with pytest.raises(ValueError, match=r"method.temprature is unknown for patch_swap; did you mean 'temperature'"):
         methods.build("patch_swap", temprature=2.0)
 
 
@@ -518,7 +518,7 @@ def test_sample_indices_lead_to_what_was_stored_an_epoch_before():
     target = method.step(model, batch, Progress(batches.steps_per_epoch, 60, 1, 20.0)).target
     share = 0.8 * 2 / 20
     for row, i, y in zip(target, batch.index.tolist(), batch.y, strict=True):
-        close(row, (1 - share) * F.one_hot(y, CLASSES) + share * then[i])
+        assert_close(row, (1 - share) * F.one_hot(y, CLASSES) + share * then[i])
 
 
 @pytest.mark.parametrize("kind", [Progressive, LastBatch])
@@ -549,7 +549,7 @@ def test_the_batch_before_is_distilled_from_the_second_step_on():
 def test_soft_targets_of_swapped_pairs_go_through_the_loss():
     method, model = ready(SwapAndCutMix), Net()
     result = step(method, model)
-    close(result.target.sum(1), torch.ones(2 * N))
+    assert_close(result.target.sum(1), torch.ones(2 * N))
     expected = -(result.target * result.logits.log_softmax(1)).sum(1).mean()
-    close(result.terms.cross_entropy, expected)
+    assert_close(result.terms.cross_entropy, expected)
     assert result.terms.distillation > 0

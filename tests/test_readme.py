@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import psd
-from psd import cli, reporting
+from psd import cli, config, reporting
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,8 +50,18 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_psd_command_is_one_that_the_command_line_takes(command):
     options = cli._parse(shlex.split(command)[1:])
-    if options.settings:
-        cli.read_settings(getattr(options, "config", "shapes"), options.settings)
+    assert options.command == command.split()[1]
+    if options.command in ("train", "compare"):
+        assert config.from_dict(cli.read_settings(options.config, options.settings)).data.name == options.config
+    for path in getattr(options, "paths", []):
+        assert (ROOT / path).exists()
+
+
+def test_the_run_that_it_evaluates_is_the_one_that_it_trains():
+    trained = next(command for command in COMMANDS if command.startswith("psd train shapes --method.name"))
+    options = cli._parse(shlex.split(trained)[1:])
+    made = config.from_dict(cli.read_settings(options.config, options.settings))
+    assert f"psd evaluate {made.run.output}/{made.name}" in COMMANDS
 
 
 def test_every_make_target_it_names_exists():

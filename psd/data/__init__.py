@@ -7,11 +7,11 @@ its place.
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psd.checks import did_you_mean
 from psd.data.images import ImageData, MissingData
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ def load(
 
 def unknown(what: str, given: str, known: tuple[str, ...]) -> ValueError:
     """The error for a name that is not among the known ones, with the nearest of them."""
-    match = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    nearest = f", did you mean {match[0]!r}?" if match else ""
-    return ValueError(f"{what} {given!r} is unknown{nearest} (there are {', '.join(known)})")
+    hint = did_you_mean(given, known) or "."
+    return ValueError(f"{what} {given!r} is unknown{hint} Known: {', '.join(known)}")
 
 
 def _refuse(name: str, **arguments: object) -> None:

@@ -7,7 +7,6 @@ files, and the trainer knows no method by name: a new method is one new file her
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from psd.checks import did_you_mean
 from psd.losses import LossTerms
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def names() -> list[str]:
 def find(name: str) -> type[Method]:
     """The class of the method `name`; ValueError with the nearest name if there is none."""
     if name not in names():
-        near = difflib.get_close_matches(str(name), names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names()) or "."
         raise ValueError(f"method.name {name!r} is unknown{hint} Known: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     (found,) = (
@@ -106,8 +105,7 @@ def build(name: str, **options: Any) -> Method:
     known = [field.name for field in fields(method)]  # type: ignore[arg-type]
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean 'method.{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"
-            raise ValueError(f"method.{key} is unknown for {name}; {hint}")
+            hint = did_you_mean(key, known) or f"; known: {', '.join(known) or 'none'}"
+            raise ValueError(f"method.{key} is unknown for {name}{hint}")
     # YAML and JSON have no tuples
     return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

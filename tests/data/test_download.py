@@ -186,7 +186,7 @@ def test_where_imagenet_belongs_is_said(tmp_path, capsys):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="'cifar-100' is unknown, did you mean 'cifar100'"):
+    with pytest.raises(ValueError, match="'cifar-100' is unknown; did you mean 'cifar100'"):
         download.get("cifar-100", tmp_path)
 
 

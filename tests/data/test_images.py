@@ -133,7 +133,7 @@ def test_fit_and_tune_need_two_images_of_a_class():
     [("cifar10", "cifar100"), ("shape", "shapes"), ("image-net", "imagenet"), ("folder", "folder:PATH")],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"'{name}' is unknown, did you mean '{nearest}'"):
+    with pytest.raises(ValueError, match=f"'{name}' is unknown; did you mean '{nearest}'"):
         data.load(name)
 
 
