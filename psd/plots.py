@@ -47,7 +47,7 @@ def comparison(records: Sequence[Record]) -> Figure:
     for name, row in rows.items():
         _loss_curve(loss, name, row, colours[name])
     loss.set(xlabel="image passes", ylabel="training cross-entropy (nats)", yscale="log")
-    loss.legend(fontsize="small", frameon=False)
+    loss.legend(fontsize="small", framealpha=0.85)
     loss.grid(alpha=0.3)
     _dots(accuracy, rows, "top1", colours)
     accuracy.set_xlabel("test accuracy (%)")
