@@ -280,16 +280,25 @@ def test_make_says_that_there_is_no_python(checkout):
 # -- continuous integration ----------------------------------------------------------------------------------
 
 
-def ci_run(folder: Path, make: str = "exit 0", **environment: str) -> tuple[int, list[str]]:
-    """Exit code of .ci/run beside stand-ins for make and for the environment's Python, and what these were asked."""
+def ci_run(folder: Path, make: str = "exit 0", browser: bool = True, **environment: str) -> tuple[int, list[str]]:
+    """Exit code of .ci/run beside stand-ins for make, the environment's Python and apt-get, and what these were asked.
+
+    Nothing else is on PATH but the few commands that the script needs, and a browser if there is to be one.
+    """
     checkout, log = folder / "checkout", folder / "log"
     for place in (checkout / ".ci", checkout / ".venv" / "bin", folder / "bin"):
         place.mkdir(parents=True)
     script = shutil.copy(ROOT / ".ci" / "run", checkout / ".ci")
     Checkout.script(folder / "bin" / "make", f'echo "$* $(basename "$PWD") $PSD_DATA" >> {log}\n{make}')
     Checkout.script(checkout / ".venv" / "bin" / "python", f'echo "python $*" >> {log}; test -d "$3"')
-    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    code = subprocess.run(["bash", script], cwd="/", env=environment, stdin=subprocess.DEVNULL).returncode
+    Checkout.script(folder / "bin" / "apt-get", f'echo "apt-get $*" >> {log}; test ! -e {folder / "no-network"}')
+    Checkout.script(folder / "bin" / "id", "echo 0")
+    for name in ("chromium", "chromedriver") if browser else ():
+        Checkout.script(folder / "bin" / name, "exit 0")
+    for name in ("basename", "bash", "dirname", "env", "mktemp", "rm", "sh", "test", "timeout"):
+        (folder / "bin" / name).symlink_to(shutil.which(name))
+    environment["PATH"] = str(folder / "bin")
+    code = subprocess.run([shutil.which("bash"), script], cwd="/", env=environment, stdin=subprocess.DEVNULL).returncode
     return code, [line.strip() for line in log.read_text().splitlines()]
 
 
@@ -302,6 +311,16 @@ def test_ci_fails_with_either_and_runs_both(tmp_path, failing):
     code, asked = ci_run(tmp_path, f'test "$1" != {failing}')
     assert code != 0
     assert asked == ["lint checkout", "test checkout"]
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_ci_installs_a_browser_where_there_is_none_and_runs_the_tests_in_any_case(network, tmp_path):
+    if not network:
+        (tmp_path / "no-network").touch()
+    code, asked = ci_run(tmp_path, browser=False)
+    assert code == 0
+    install = ["apt-get -qq install -y chromium chromium-driver"] if network else []
+    assert asked == ["lint checkout", "apt-get -qq update", *install, "test checkout"]
 
 
 def test_ci_unpacks_the_real_data_beside_the_checkout_for_the_tests(tmp_path):
