@@ -16,7 +16,7 @@ ifneq ($(shell test -e $(STAMP) && $(PY) -I -c '$(USABLE)' 2>/dev/null && echo u
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebooks lab lint clean
+.PHONY: help demo test notebooks notebooks-full lab lint clean
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -31,6 +31,9 @@ test: $(STAMP) ## Run every test: the package's, its examples, the notebooks (in
 
 notebooks: $(STAMP) ## Run the notebooks alone, in fast mode, against their committed outputs
 	$(PYTEST) notebooks
+
+notebooks-full: $(STAMP) ## Run the notebooks in full, save their outputs, note time and memory (a quarter of an hour)
+	$(PY) notebooks/run.py
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab (as root: make lab LAB_OPTIONS=--allow-root)
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_OPTIONS)
