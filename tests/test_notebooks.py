@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import runpy
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -14,12 +18,21 @@ COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-COLAB = "https://colab.research.google.com/github/OWNER/REPO/blob/main/notebooks/{}"
-BINDER = "https://mybinder.org/v2/gh/OWNER/REPO/main?urlpath=lab/tree/notebooks/{}"
+BUTTONS = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "buttons.py")))
+RUN = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "run.py")))
+REPOSITORY = BUTTONS.repository()
 MACHINE = re.compile(r"/(home|root|Users|tmp|work|usr|opt|mnt|var)/|[A-Z]:\\\\|site-packages")
 
 course = pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 every = pytest.mark.parametrize("path", COURSE + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def colab(path: Path) -> str:
+    return f"({BUTTONS.COLAB.format(repository=REPOSITORY, name=path.name)})"
+
+
+def binder(path: Path) -> str:
+    return f"({BUTTONS.BINDER.format(repository=REPOSITORY, name=path.name)})"
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -90,19 +103,41 @@ def test_it_runs_on_the_kernel_that_every_machine_has(path):
 
 @course
 def test_its_buttons_open_itself(path):
-    assert markdown(path).count(f"({COLAB.format(path.name)})") == markdown(path).count(
-        "colab.research.google.com/github"
-    )
-    assert f"({COLAB.format(path.name)})" in markdown(path) and f"({BINDER.format(path.name)})" in markdown(path)
+    text = markdown(path)
+    assert text.count("colab.research.google.com/github") == text.count(colab(path)) == 1
+    assert text.count("mybinder.org/v2") == text.count(binder(path)) == 1
 
 
-@course
-def test_its_first_cell_installs_psd_on_colab_alone(path):
-    first = code_cells(path)[0].source
-    assert 'if "google.colab" in sys.modules' in first and "git+https://github.com/OWNER/REPO" in first
-    assert not re.search(
-        r"pip install(?!.*git\+https://github.com/OWNER/REPO)", "".join(c.source for c in code_cells(path))
+@every
+def test_its_first_cell_installs_psd_on_colab_and_no_cell_installs_anything_else(path):
+    first, *others = code_cells(path)
+    assert first.source == BUTTONS.COLAB_CELL.format(repository=REPOSITORY)
+    assert not re.search(r"pip install|conda install|apt", "".join(cell.source for cell in others))
+
+
+@every
+def test_the_script_for_buttons_has_nothing_to_change(path, tmp_path):
+    copy = tmp_path / path.relative_to(ROOT)
+    copy.parent.mkdir(parents=True)
+    shutil.copy(path, copy)
+    BUTTONS.write(copy, REPOSITORY)
+    unchanged = copy.read_bytes() == path.read_bytes()
+    assert unchanged  # not the comparison itself: pytest would work out the difference of two large files for minutes
+
+
+def test_another_repository_is_written_everywhere_and_back(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in BUTTONS.OTHERS:
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    links = re.compile(rf"(github\.com|/github|/gh)/{re.escape(REPOSITORY)}".encode())
+    BUTTONS.main(tmp_path, ["some-one/else.where"])
+    assert not [path for path in before if path.suffix != ".py" and links.search(path.read_bytes())]
+    assert sum(path.read_bytes() != content for path, content in before.items()) == len(BUTTONS.OTHERS) + len(
+        COURSE + SOLUTIONS
     )
+    BUTTONS.main(tmp_path, [REPOSITORY])
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @course
@@ -141,5 +176,46 @@ def test_links_lead_to_files(path):
 @course
 def test_readme_s_table_has_it_with_its_buttons(path):
     (row,) = (line for line in README.splitlines() if line.startswith("| [") and f"(notebooks/{path.name})" in line)
-    assert f"({COLAB.format(path.name)})" in row and f"({BINDER.format(path.name)})" in row
-    assert f"(notebooks/solutions/{path.name})" in row
+    assert colab(path) in row and binder(path) in row and f"(notebooks/solutions/{path.name})" in row
+
+
+def test_the_times_and_the_memory_in_readme_are_the_measured_ones():
+    timings = json.loads(RUN.TIMINGS.read_text(encoding="utf-8"))
+    assert set(timings) == {path.relative_to(ROOT / "notebooks").as_posix() for path in COURSE + SOLUTIONS}
+    assert RUN.fill(README, timings) == README
+    assert all(RUN.cost(path.stem, timings) in README for path in COURSE)
+
+
+@every
+def test_a_full_run_stays_within_ten_minutes_and_the_memory_of_binder(path):
+    timing = json.loads(RUN.TIMINGS.read_text(encoding="utf-8"))[path.relative_to(ROOT / "notebooks").as_posix()]
+    assert timing["seconds"] < 600 and timing["megabytes"] < 1500
+
+
+def test_the_course_has_twenty_exercises_and_more():
+    assert sum("not answered yet" in cell.source for path in COURSE for cell in code_cells(path)) >= 20
+
+
+@course
+def test_it_stands_in_the_map_of_the_course(path):
+    folder = ROOT / "notebooks"
+    assert f"({path.name})" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+GLOSSARY = re.findall(
+    r"^\| ([^|]+) \|[^|]*\|[^|]*\| \[\d\d\]\((\w+\.ipynb)\) \|$",
+    (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("terms", "name"), GLOSSARY, ids=[terms for terms, _ in GLOSSARY])
+def test_a_term_of_the_glossary_is_in_the_notebook_that_introduces_it(terms, name):
+    texts = {path.name: markdown(path).lower() for path in COURSE}
+    for term in terms.lower().split(", "):
+        here = re.compile(rf"\b{re.escape(term)}")
+        assert here.search(texts[name]), f"{term} is not in {name}"
+
+
+def test_the_glossary_has_terms_of_every_notebook():
+    assert {name for _, name in GLOSSARY} == {path.name for path in COURSE}

@@ -52,7 +52,8 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
     options = cli._parse(shlex.split(command)[1:])
     assert options.command == command.split()[1]
     if options.command in ("train", "compare"):
-        assert config.from_dict(cli.read_settings(options.config, options.settings)).data.name == options.config
+        name = config.from_dict(cli.read_settings(options.config, options.settings)).data.name
+        assert name == options.settings.get("data.name", options.config)
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
 

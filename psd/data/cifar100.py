@@ -118,10 +118,12 @@ def read(root: Path, split: str, *, verify: bool = True) -> ImageData:
             )
         warnings.warn(f"{found}; it is used as it is, because verify=False", stacklevel=2)
     order = sorted(range(len(labels)), key=lambda i: (labels[i], digests[i]))
+    pixels, classes = raw.pixels[order], tuple(sorted(raw.classes))
+    del raw  # the whole set once more is memory that a small machine may not have
     return ImageData(
-        images=torch.from_numpy(raw.pixels[order]).permute(0, 3, 1, 2).contiguous(),
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         targets=torch.tensor(labels)[order],
-        classes=tuple(sorted(raw.classes)),
+        classes=classes,
         name="cifar100",
         mean=MEAN,
         std=STD,
@@ -201,13 +203,16 @@ def _decode(encoded: bytes, where: str) -> np.ndarray:
 def _read_parquet(path: Path, split: str) -> Raw:
     import numpy as np
 
-    pixels, labels = [], []
-    for row, (encoded, label) in enumerate(_parquet_rows(path)):
-        if not 0 <= label < len(CLASSES):
-            raise ValueError(f"{path} has the fine_label {label}, which is not one of CIFAR-100's 0 to 99")
-        pixels.append(_decode(encoded, f"{path}, row {row},"))
-        labels.append(label)
-    return Raw(np.stack(pixels) if pixels else np.empty((0, 32, 32, 3), np.uint8), labels, CLASSES)
+    labels: list[int] = []
+
+    def decoded() -> Iterator[np.ndarray]:
+        for row, (encoded, label) in enumerate(_parquet_rows(path)):
+            if not 0 <= label < len(CLASSES):
+                raise ValueError(f"{path} has the fine_label {label}, which is not one of CIFAR-100's 0 to 99")
+            labels.append(label)
+            yield _decode(encoded, f"{path}, row {row},")
+
+    return Raw(np.fromiter(decoded(), np.dtype((np.uint8, (32, 32, 3)))), labels, CLASSES)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
