@@ -32,7 +32,7 @@ test: $(STAMP) ## Run every test: the package's, its examples, the notebooks (in
 notebooks: $(STAMP) ## Run the notebooks alone, in fast mode, against their committed outputs
 	$(PYTEST) notebooks
 
-notebooks-full: $(STAMP) ## Run the notebooks in full, save their outputs, note time and memory (a quarter of an hour)
+notebooks-full: $(STAMP) ## Run the notebooks in full, save their outputs, note time and memory (about 20 minutes)
 	$(PY) notebooks/run.py
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab (as root: make lab LAB_OPTIONS=--allow-root)

@@ -1,6 +1,6 @@
 """Write the repository's owner and name wherever they stand: the notebooks' buttons and Colab cells, README, citation.
 
-    python notebooks/buttons.py                  # every button and Colab cell as the setting says
+    python notebooks/buttons.py                      # every button and Colab cell as the setting says
     python notebooks/buttons.py someone/somewhere    # change the setting, then the same
 
 The setting is `Homepage` in pyproject.toml.
