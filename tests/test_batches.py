@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from psd.data.batches import NEEDS, Batch, Batches, normalised
+from psd.data.batches import NEEDS, Batch, Batches, Share, normalised
 from psd.data.images import ImageData
 
 SIDE, PADDING = 8, 2
@@ -279,6 +279,24 @@ def test_a_batch_does_not_share_memory_with_the_next():
     made = batches()
     made[0].x.fill_(9.0)
     assert same(made[0], batches()[0])
+
+
+# --- shares of a batch
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 3), (3, 2)])
+def test_the_shares_of_all_processes_make_up_the_batch(world, accumulate):
+    whole = parts(batches(batch_size=12, needs=NEEDS)[5])
+    got = []
+    for rank in range(world):
+        made = batches(batch_size=12, needs=NEEDS, share=Share(rank, world, accumulate))
+        got += [parts(made.get(5, turn)) for turn in range(accumulate)]
+    assert all(torch.equal(torch.cat(pieces), full) for *pieces, full in zip(*got, whole, strict=True))
+
+
+def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused():
+    with pytest.raises(ValueError, match=r"data.batch_size 7 cannot be cut into 4 .*2 processes x run.accumulate 2"):
+        batches(share=Share(0, 2, 2))
 
 
 # --- bad input

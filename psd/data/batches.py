@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,45 @@ from psd.pairs import ClassPairs, same_class_partner
 from psd.seeding import generator_for
 
 NEEDS = ("partner", "view", "previous")
+
+
+class Share(NamedTuple):
+    """Which rows of every step's batch are this process's.
+
+    A step's batch is cut into `world * accumulate` parts of equal size. Process `rank` of `world` has `accumulate` of
+    them, one after another, and sums their gradients. So neither number changes which images a step holds.
+    """
+
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    @property
+    def parts(self) -> int:
+        return self.world * self.accumulate
+
+    def part(self, turn: int) -> int:
+        """The part of the batch, of 0 ... parts - 1, that this process has in its turn 0 ... accumulate - 1."""
+        return self.rank * self.accumulate + turn
+
+    def rows(self, batch_size: int, turn: int) -> slice:
+        """The rows of a batch of `batch_size` anchors that make up this part."""
+        size = batch_size // self.parts
+        return slice(self.part(turn) * size, (self.part(turn) + 1) * size)
+
+
+def check_batches(samples: int, batch_size: int, needs: Collection[str], share: Share) -> None:
+    """ValueError for a batch larger than the data or not divisible into the parts, and for unknown needs."""
+    if not 1 <= batch_size <= samples:
+        raise ValueError(f"data.batch_size must lie between 1 and the {samples} training images, got {batch_size}")
+    if batch_size % share.parts:
+        raise ValueError(
+            f"data.batch_size {batch_size} cannot be cut into {share.parts} equal parts "
+            f"({share.world} processes x run.accumulate {share.accumulate}); choose a multiple"
+        )
+    unknown = set(needs) - set(NEEDS)
+    if unknown:
+        raise ValueError(f"needs {sorted(unknown)} are unknown; known are {', '.join(NEEDS)}")
 
 
 @dataclass
@@ -39,7 +79,7 @@ class Batch:
 
 
 class Batches:
-    """Random access to the training batches: `batches[step]` is a function of (seed, step) alone.
+    """Random access to the training batches: `batches[step]` is a function of (seed, step, share) alone.
 
     An epoch visits every image at most once as an anchor; the last incomplete batch is dropped.
 
@@ -51,10 +91,11 @@ class Batches:
         crop_padding: pixels of black border of which a random window is cut; the data's own if None.
         flip: mirror half of the images; the data's own if None.
         device: where the images live and the batches are made.
+        share: the rows of each batch that this process gets; all of them by default.
 
     Raises:
-        ValueError: a batch larger than the data, unknown needs, and what `ClassPairs` refuses where a method needs
-            partners.
+        ValueError: a batch larger than the data or not divisible into the parts, unknown needs, and what
+            `ClassPairs` refuses where a method needs partners.
     """
 
     def __init__(
@@ -66,21 +107,16 @@ class Batches:
         crop_padding: int | None = None,
         flip: bool | None = None,
         device: torch.device | str = "cpu",
+        share: Share = Share(),  # noqa: B008 (it is immutable)
     ) -> None:
-        if not 1 <= batch_size <= len(data):
-            raise ValueError(
-                f"data.batch_size must lie between 1 and the {len(data)} training images, got {batch_size}"
-            )
-        unknown = set(needs) - set(NEEDS)
-        if unknown:
-            raise ValueError(f"needs {sorted(unknown)} are unknown; known are {', '.join(NEEDS)}")
+        check_batches(len(data), batch_size, needs, share)
         if "partner" in needs:
             ClassPairs(data, data.targets)  # refuses classes without a partner
         self.padding = data.crop_padding if crop_padding is None else crop_padding
         self.flip = data.flip if flip is None else flip
         if self.padding < 0:
             raise ValueError(f"data.crop_padding must be >= 0 pixels, got {self.padding}")
-        self.batch_size, self.seed, self.needs = batch_size, seed, frozenset(needs)
+        self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
         self.steps_per_epoch = len(data) // batch_size
         self.device = torch.device(device)
         self.targets = data.targets.to(self.device)
@@ -95,8 +131,12 @@ class Batches:
         )  # this epoch's and the one before, for every role
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step >= 0, in whatever order steps are asked for."""
-        anchors, rows = self._anchors(step)
+        """This process's share of the batch of a step >= 0, in whatever order steps are asked for."""
+        return self.get(step)
+
+    def get(self, step: int, turn: int = 0) -> Batch:
+        """One of the `share.accumulate` parts of this process's share."""
+        anchors, rows = self._anchors(step, turn)
         epoch = step // self.steps_per_epoch
         batch = Batch(self._images("anchor", epoch, anchors, rows), self.targets[anchors], anchors)
         if "partner" in self.needs:
@@ -105,14 +145,15 @@ class Batches:
         if "view" in self.needs:
             batch.view = self._images("view", epoch, anchors, rows)
         if "previous" in self.needs and step > 0:
-            before, rows = self._anchors(step - 1)
+            before, rows = self._anchors(step - 1, turn)
             again = self._images("previous", (step - 1) // self.steps_per_epoch, before, rows)
             batch.previous = Batch(again, self.targets[before], before)
         return batch
 
-    def _anchors(self, step: int) -> tuple[Tensor, slice]:
+    def _anchors(self, step: int, turn: int) -> tuple[Tensor, slice]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        rows = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        part = self.share.rows(self.batch_size, turn)
+        rows = slice(position * self.batch_size + part.start, position * self.batch_size + part.stop)
         return self._draw("order", epoch)[rows], rows
 
     def _draw_epoch(self, what: str, epoch: int) -> Tensor:
