@@ -71,6 +71,22 @@ def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", SWAPPING)
+def test_the_parts_of_a_batch_are_swapped_by_the_masks_of_the_whole(name):
+    method = build(name)
+    batch = batch_of(method)
+    torch.manual_seed(5)
+    whole = method.images(batch, PROGRESS)
+    got = []
+    for part in range(2):
+        rows = slice(part * N // 2, (part + 1) * N // 2)
+        own = Batch(batch.x[rows], batch.y[rows], batch.index[rows], batch.partner[rows])
+        torch.manual_seed(5)
+        got.append(method.images(own, PROGRESS._replace(part=part, parts=2)))
+    assert all(torch.equal(torch.cat(pieces), full) for *pieces, full in zip(*got, whole, strict=True))
+    assert not torch.equal(whole[0], batch.x)
+
+
 # --- all methods
 
 ALL = methods.names()

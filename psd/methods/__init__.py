@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from psd import swap  # not its names: `patch_swap` is a method's module here
 from psd.checks import did_you_mean
 from psd.losses import LossTerms
 
@@ -24,12 +25,21 @@ if TYPE_CHECKING:
 
 class Progress(NamedTuple):
     """Where the run stands: `step` of `steps`, both counted from the run's beginning, and the epoch as a number
-    that grows through it (`epoch` of `epochs`; the last one may be cut short by a budget of image passes)."""
+    that grows through it (`epoch` of `epochs`; the last one may be cut short by a budget of image passes).
+
+    part, parts: the batch is this part of a step's batch that several processes, or several turns of one, share.
+    """
 
     step: int
     steps: int
     epoch: int
     epochs: float
+    part: int = 0
+    parts: int = 1
+
+    def own(self, draw: Tensor) -> Tensor:
+        """This part's rows of a draw that was made for all parts, so that no draw depends on how a batch is cut."""
+        return draw.chunk(self.parts)[self.part]
 
 
 @dataclass
@@ -72,6 +82,16 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             raise ValueError(f"method {self.name} keeps no state, but the checkpoint holds {sorted(state)}")
+
+
+def swap_part(
+    x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """`psd.patch_swap` of one part of a step's batch, by the masks that the whole batch would have there."""
+    height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    grid = x_a.shape[2] // height, x_a.shape[3] // width
+    masks = swap.patch_mask(len(x_a) * progress.parts, grid, p=p, ratio=ratio, device=x_a.device)
+    return swap.patch_swap(x_a, x_b, patch_size, mask=progress.own(masks))
 
 
 def single_terms(cross_entropy: Tensor) -> LossTerms:

@@ -21,12 +21,12 @@ class PairCrossEntropy(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"partner"})
     passes_per_anchor: ClassVar[int] = 2
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def images(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
         """The two images of each pair as the network sees them."""
         assert batch.partner is not None
         return batch.x, batch.partner
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        logits = model(torch.cat(self.images(batch)))
+        logits = model(torch.cat(self.images(batch, progress)))
         target = batch.y.repeat(2)
         return Step(single_terms(F.cross_entropy(logits.float(), target)), logits, target)

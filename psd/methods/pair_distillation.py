@@ -40,13 +40,13 @@ class PairDistillation(Method):
             self.feature_distance,
         )
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def images(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
         """The two images of each pair as the network sees them."""
         assert batch.partner is not None
         return batch.x, batch.partner
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        x = torch.cat(self.images(batch))  # (2N, C, H, W)
+        x = torch.cat(self.images(batch, progress))  # (2N, C, H, W)
         if self.feature_weight > 0:
             features, logits = features_and_logits(model, x)
             terms = self._loss(*logits.chunk(2), batch.y, *features.chunk(2))

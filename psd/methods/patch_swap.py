@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from psd.data.batches import Batch
+from psd.methods import Progress, swap_part
 from psd.methods.pair_distillation import PairDistillation
 from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio
@@ -26,7 +27,7 @@ class PatchSwap(PairDistillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._swap = Swap(self.patch_size, self.p, self.ratio)
+        Swap(self.patch_size, self.p, self.ratio)  # refuses what is out of range
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self._swap(*super().images(batch))  # type: ignore[no-any-return]
+    def images(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
+        return swap_part(*super().images(batch, progress), self.patch_size, self.p, self.ratio, progress)
