@@ -1,11 +1,14 @@
 """The command line: `psd COMMAND`, also `python -m psd COMMAND`.
 
-Bad input ends with one line on stderr and exit code 2, a training that diverges with exit code 1, Ctrl-C with 130.
+Bad input ends with one line on stderr and exit code 2, a training that diverges or loses a worker process with exit
+code 1, Ctrl-C with 130.
+SIGTERM in a training writes a checkpoint and ends with 75, "try again", upon which a batch system can requeue the job.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -13,7 +16,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -26,25 +29,31 @@ OVERRIDES = (
     "Any setting can be changed: --model.name resnet20 --optimizer.lr 0.05; null stands for no value.\n"
     "`psd train CONFIG --help` lists all settings with their values in that recipe or file."
 )
-TRAINS = ("demo", "train", "compare")
+TRAINS = ("demo", "train", "compare", "bench")
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 GO_ON = "the same command with `--run.resume auto` goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
-    from psd.training import Diverged
+    from psd.data.stream import WorkerEnded
+    from psd.training import Diverged, Interrupted
 
     remedy = ""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         remedy = options.remedy
-        options.run(options)
+        with _one_process_speaks():
+            options.run(options)
     except (ValueError, OSError) as error:
         print(f"psd: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except (Diverged, WorkerEnded) as error:
         print(f"psd: {_one_line(error)}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        print(f"psd: {_one_line(error)}; {remedy}", file=sys.stderr)
+        return TRY_AGAIN
     except KeyboardInterrupt:
         print("\npsd: interrupted" + (f"; {remedy}" if remedy else ""), file=sys.stderr)
         return 130
@@ -60,12 +69,16 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{options.parser.format_help()}\n{settings}")
         return
     if options.config is None:
-        raise ValueError(f"CONFIG is missing: name a recipe ({', '.join(config.recipe_names())}) or a YAML file")
+        raise ValueError(f"CONFIG is missing: name a recipe ({config.recipes_in_brief()}) or a YAML file")
     from psd.training import train
 
     run = config.from_dict(read_settings(options.config, options.settings))
     record = train(run)
     print(Path(run.run.output) / f"{record.name}.json")
+    if record.epochs[-1].get("skipped"):
+        print(
+            f"{record.epochs[-1]['skipped']} files could not be read; others of their classes were shown in their place"
+        )
     _print_final(record.final)
 
 
@@ -115,6 +128,16 @@ def _evaluate(options: argparse.Namespace) -> None:
             "give the data that it was trained on"
         )
     _print_final(dataclasses.asdict(evaluate(model, test)))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from psd import bench
+
+    run = config.from_dict(read_settings(options.config, options.settings))
+    rates = bench.measure(run, options.seconds)
+    if options.images is not None:
+        rates = bench.for_images(rates, run, options.images)
+    print(bench.describe(rates) + "\n\n" + bench.plan(rates, options.gpus, options.efficiency, options.price))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -208,7 +231,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    recipes = f"a recipe ({', '.join(config.recipe_names())}) or the path of a YAML file"
+    recipes = f"a recipe ({config.recipes_in_brief()}) or the path of a YAML file"
 
     def add(name: str, run: Any, text: str, example: str, remedy: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -251,6 +274,32 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     evaluate.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
     evaluate.add_argument("--data.root", dest="root", metavar="PATH", type=_home, help="folder of the data sets")
+
+    bench = add(
+        "bench",
+        _bench,
+        "Measure how fast this machine trains a recipe, what limits it, and what the whole run would take.",
+        "psd bench imagenet/resnet50-patch_swap --gpus 1 8 64 --price 2.50",
+    )
+    bench.add_argument("config", metavar="CONFIG", help=recipes)
+    bench.add_argument(
+        "--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="devices to plan for (default: 1 8 64)"
+    )
+    bench.add_argument("--price", type=float, metavar="P", help="of one device for one hour, in any currency")
+    bench.add_argument(
+        "--efficiency",
+        type=float,
+        default=0.9,
+        metavar="E",
+        help="assumed rate of each of several devices, as a share of one alone (default: 0.9)",
+    )
+    bench.add_argument("--seconds", type=float, default=20, metavar="S", help="to measure, about (default: 20)")
+    bench.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="training images to plan for, where those found are only a part (ImageNet has 1281167)",
+    )
 
     report = add("report", _report, "Print the tables of records.", "psd report results/cifar100-small")
     report.add_argument("paths", metavar="PATH", nargs="*", type=_path, help="records, or folders of them")
@@ -365,6 +414,16 @@ def _path(text: str) -> Path:
 
 
 # --- messages
+
+
+@contextlib.contextmanager
+def _one_process_speaks() -> Iterator[None]:
+    """Of the processes that a launcher has started, the first one prints results."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _print_final(final: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,20 +17,35 @@ from psd.methods.patch_swap import PatchSwap
 RECIPES = Path(__file__).parent / "recipes"
 
 # What may differ between the beginning of a run and its continuation, and never changes its result.
-NOT_PART_OF_THE_RESULT = ("data.root", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device")
+NOT_PART_OF_THE_RESULT = (
+    *("data.root", "data.workers"),
+    *(
+        "run.output",
+        "run.resume",
+        "run.progress",
+        "run.checkpoint_every",
+        "run.device",
+        "run.compile",
+        "run.tensorboard",
+    ),
+)
 
 
 @dataclass
 class DataConfig:
     """Which images, and how they are augmented.
 
-    name: shapes, cifar100, cifar100-small or folder:PATH. root: folder of the data sets; PSD_DATA if None.
+    name: shapes, cifar100, cifar100-small, imagenet, tiny-imagenet or folder:PATH. root: folder of the data sets;
+    PSD_DATA if None.
     split: "train" (and the test split is what is measured) or "fit" (and "tune" is measured: for choosing settings).
     classes, per_class: a seeded subset of the training images, and of the classes in the test.
-    size: side in pixels (shapes, folder:PATH). count: training images to draw (shapes).
-    seed: of the subset and of the drawing, not of the training. verify: check the content of CIFAR-100.
-    batch_size: anchors per step; a pair method forwards twice as many images.
-    crop_padding, flip: augmentation; the data set's own if None.
+    size: side in pixels (shapes; folders, whose images are then decoded into memory once). count: training images to
+    draw (shapes). seed: of the subset and of the drawing, not of the training. verify: check the content of CIFAR-100.
+    batch_size: anchors per step, over all processes; a pair method forwards twice as many images.
+    crop_padding, flip: augmentation in memory; the data set's own if None.
+    Folders without size are streamed from their files: crop_size: side in pixels of a random part of each image, which
+    has at least the share crop_scale of its area; workers: processes that decode, as many as cores if None;
+    skip_corrupt: an image that cannot be decoded is replaced by another of its class and counted, instead of an error.
     """
 
     name: str = "shapes"
@@ -44,10 +60,14 @@ class DataConfig:
     batch_size: int = 64
     crop_padding: int | None = None
     flip: bool | None = None
+    crop_size: int = 224
+    crop_scale: float = 0.08
+    workers: int | None = None
+    skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size"), ">= 1")
-        check_settings("data", self, **counts, crop_padding=">= 0")
+        counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
+        check_settings("data", self, **counts, crop_padding=">= 0", crop_scale="> 0 and <= 1", workers=">= 0")
 
     @property
     def label(self) -> str:
@@ -82,7 +102,7 @@ class BudgetConfig:
         if (self.epochs is None) == (self.image_passes is None):
             raise ValueError(
                 f"budget: give either epochs or image_passes, got epochs={self.epochs} and "
-                f"image_passes={self.image_passes} (on the command line, set the other to null)"
+                f"image_passes={self.image_passes}"
             )
         check_settings("budget", self, epochs=">= 1", image_passes=">= 1")
 
@@ -143,7 +163,11 @@ class RunConfig:
     output: folder of records, weights and checkpoints. resume: "never" starts anew, "auto" goes on from the newest
     checkpoint of this very run and leaves a finished run as it is, a path names a checkpoint folder.
     device: cpu, cuda, mps; the best there is if None. precision: "fp32", "bf16", or "auto": bf16 where a GPU has it.
-    evaluate_every, checkpoint_every: epochs; 0 = only at the end (evaluation), never (checkpoints).
+    evaluate_every, checkpoint_every: epochs; 0 = only at the end (evaluation), never (checkpoints, but for SIGTERM).
+    compile: the network by torch.compile: "off", one of its modes, or "auto": "reduce-overhead" (CUDA graphs) on one
+    GPU for images in memory and 1000 steps or more. accumulate: forward a step's batch in that many parts, one after
+    another, to save memory; BatchNorm sees each part alone. sync_batchnorm: BatchNorm over all processes' images.
+    tensorboard: write its event files beside metrics.jsonl.
     """
 
     seed: int = 0
@@ -155,13 +179,19 @@ class RunConfig:
     evaluate_every: int = 0
     checkpoint_every: int = 5
     progress: bool = True
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = "auto"
+    accumulate: int = 1
+    sync_batchnorm: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        check_settings("run", self, seed=">= 0", evaluate_every=">= 0", checkpoint_every=">= 0")
+        check_settings("run", self, seed=">= 0", evaluate_every=">= 0", checkpoint_every=">= 0", accumulate=">= 1")
         if self.variant is not None and not self.variant.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ValueError(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
         if self.device not in (None, "cpu", "cuda", "mps"):
             raise ValueError(f"run.device must be cpu, cuda or mps, got {self.device!r}")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError('run.tensorboard needs tensorboard, which is missing: pip install ".[tensorboard]"')
 
 
 @dataclass
@@ -252,6 +282,17 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
+def recipes_in_brief() -> str:
+    """All recipes in a line: those in a folder as its name.
+
+    >>> recipes_in_brief()
+    'cifar100-small, shapes, cifar100/..., imagenet/..., tiny_imagenet/...'
+    """
+    names = recipe_names()
+    folders = dict.fromkeys(f"{name.partition('/')[0]}/..." for name in names if "/" in name)
+    return ", ".join([*(name for name in names if "/" not in name), *folders])
+
+
 def recipe_path(name: str) -> Path:
     """The YAML file of a shipped recipe's name or of a path; ValueError with the nearest recipe's name."""
     if name in recipe_names():
@@ -259,7 +300,7 @@ def recipe_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     hint = did_you_mean(name, recipe_names()) or "."
-    raise ValueError(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {', '.join(recipe_names())}")
+    raise ValueError(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {recipes_in_brief()}")
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -287,9 +328,14 @@ def recipe(name: str, **changes: dict[str, Any]) -> Config:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with some keys changed. Another `method.name` drops the options of the method it replaces."""
+    """`values` with some keys changed.
+
+    Another `method.name` drops the options of the method it replaces; one kind of budget alone replaces the other kind.
+    """
     for key, section in changes.items():
         _check_mapping(key, section)
+    if len(changes.get("budget", {})) == 1 and not set(changes["budget"].values()) & {None, "null"}:
+        values = {**values, "budget": {}}
     method = changes.get("method", {}).get("name", None)
     if method is not None and method != values.get("method", {}).get("name"):
         values = {**values, "method": {}}
@@ -341,10 +387,14 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Dotted keys, of those that shape the result, whose values differ between two `to_dict`s: 'key: x != y'."""
+    """Dotted keys, of those that shape the result, whose values differ between two `to_dict`s: 'key: x != y'.
+
+    A setting that one of them lacks, because it is older than the setting, has its default there.
+    """
     found = []
     for section in sorted({*a, *b}):
-        left, right = a.get(section, {}), b.get(section, {})
+        default = {f.name: f.default for f in dataclasses.fields(SECTIONS[section])} if section in SECTIONS else {}
+        left, right = {**default, **a.get(section, {})}, {**default, **b.get(section, {})}
         for key in sorted({*left, *right}):
             if f"{section}.{key}" not in NOT_PART_OF_THE_RESULT and left.get(key) != right.get(key):
                 found.append(f"{section}.{key}: {left.get(key)!r} != {right.get(key)!r}")

@@ -23,7 +23,8 @@ SCHEMA = 1
 class Record:
     """What `psd.train` returns and writes to `<output>/<name>.json`.
 
-    epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where measured.
+    epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where measured; with
+    data.skip_corrupt, `skipped`: files that were left out since the run began or went on, as its processes count them.
     final: the metrics after the last epoch, see `psd.Metrics`. image_passes: images through training forwards.
     seconds: wall time of the run without loading data; images_per_second: image passes per second of training alone.
     """

@@ -30,7 +30,8 @@ from psd.config import (
 NAN, INF = float("nan"), float("inf")
 EVERYTHING: dict[str, Any] = {  # no value is its default
     "data": {"name": "cifar100", "root": "somewhere", "split": "fit", "classes": 10, "per_class": 100, "size": 64}
-    | {"count": 500, "seed": 3, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False},
+    | {"count": 500, "seed": 3, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False}
+    | {"crop_size": 64, "crop_scale": 0.25, "workers": 3, "skip_corrupt": True},
     "model": {"name": "resnet14"},
     "method": {"name": "patch_swap", "temperature": 2.0, "weight": 0.5, "detach": True, "direction": "a_to_b"}
     | {"cross_entropy": "a", "feature_weight": 0.1, "feature_distance": "mse", "patch_size": 8, "p": 0.9}
@@ -38,7 +39,8 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
     "budget": {"epochs": None, "image_passes": 3000},
     "optimizer": {"lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.1, "clip_norm": 5.0},
     "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "device": "cpu", "precision": "fp32"}
-    | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False},
+    | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False, "compile": "off", "accumulate": 2}
+    | {"sync_batchnorm": True, "tensorboard": True},
 }
 
 
@@ -394,12 +396,22 @@ def test_every_step_of_every_run_has_a_rate_between_0_and_lr(warmup, steps):
 
 # --- differences
 
-HOW_TO_RUN = ("data.root", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device")
+HOW_TO_RUN = (
+    *("data.root", "data.workers", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device"),
+    *("run.compile", "run.tensorboard"),
+)
 
 
 def test_differences_name_the_key_and_both_values():
     a, b = Config().to_dict(), Config(optimizer=OptimizerConfig(lr=0.2)).to_dict()
     assert differences(a, b) == ["optimizer.lr: 0.1 != 0.2"]
+
+
+def test_a_setting_that_an_old_record_lacks_had_its_default():
+    old, now = Config().to_dict(), Config().to_dict()
+    del old["run"]["accumulate"]
+    assert differences(old, now) == []
+    assert differences(old, {**now, "run": {**now["run"], "accumulate": 2}}) == ["run.accumulate: 1 != 2"]
 
 
 def test_differences_tell_methods_apart():
@@ -414,6 +426,12 @@ def test_what_does_not_change_the_result_is_no_difference(key):
     changed = from_dict({section: {name: EVERYTHING[section][name]}})
     assert changed.to_dict() != Config().to_dict()
     assert differences(Config().to_dict(), changed.to_dict()) == []
+
+
+@pytest.mark.parametrize("other", [{"epochs": 3}, {"image_passes": 90}])
+def test_one_kind_of_budget_takes_the_place_of_the_other(other):
+    for recipe_s in ({"epochs": 200}, {"image_passes": 5000}):
+        assert merge({"budget": recipe_s}, {"budget": other}) == {"budget": other}
 
 
 def test_every_other_setting_is_a_difference():

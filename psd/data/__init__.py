@@ -17,7 +17,7 @@ from psd.data.images import ImageData, MissingData
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-NAMES = ("shapes", "cifar100", "cifar100-small", "imagenet", "folder:PATH")
+NAMES = ("shapes", "cifar100", "cifar100-small", "imagenet", "tiny-imagenet", "folder:PATH")
 SPLITS = ("train", "test", "fit", "tune")
 
 __all__ = ["NAMES", "SPLITS", "ImageData", "MissingData", "default_root", "load"]
@@ -44,8 +44,8 @@ def load(
 
     Args:
         name: "shapes" (drawn, no file), "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
-            training images each), "folder:PATH" (PATH/train/<class>/* and PATH/val/<class>/*), or "imagenet",
-            which is "folder:ROOT/imagenet".
+            training images each), "folder:PATH" (PATH/train/<class>/* and PATH/val/<class>/*), "imagenet" or
+            "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet".
         root: the folder where data sets live; `default_root()` if None.
         split: "train", "test"; "fit" and "tune" are 90% and 10% of every class of train, cut with a fixed
             seed, for choosing hyperparameters. "shapes" and "cifar100-small" have tune apart from train, so
@@ -83,11 +83,11 @@ def load(
 
         loader = cifar100.load if name == "cifar100" else cifar100.load_small
         return loader(folder, split, classes=classes, per_class=per_class, seed=seed, verify=verify)
-    if name == "imagenet" or name.startswith("folder:"):
+    if name in ("imagenet", "tiny-imagenet") or name.startswith("folder:"):
         _refuse(name, count=count, verify=None if verify else False)
         from psd.data import folder as folders
 
-        path = folder / "imagenet" if name == "imagenet" else Path(name.removeprefix("folder:"))
+        path = Path(name.removeprefix("folder:")) if name.startswith("folder:") else folder / name
         return folders.load(path, split, classes=classes, per_class=per_class, size=size, seed=seed)
     raise unknown("data set", name, NAMES)
 

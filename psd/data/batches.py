@@ -150,6 +150,9 @@ class Batches:
             batch.previous = Batch(again, self.targets[before], before)
         return batch
 
+    def close(self) -> None:
+        """Nothing is left open; a `Stream` has workers to end."""
+
     def _anchors(self, step: int, turn: int) -> tuple[Tensor, slice]:
         epoch, position = divmod(step, self.steps_per_epoch)
         part = self.share.rows(self.batch_size, turn)

@@ -1,0 +1,553 @@
+"""Batches of image files that do not fit in memory: worker processes decode and crop, the device normalises.
+
+`Stream` makes the training batches, with the interface of `psd.data.batches.Batches`, and `CentreCrops` the images
+of an evaluation. The main process decides which file is cut where, as a function of (seed, epoch, row of the
+epoch, role); a worker is told a file and a seed and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from psd.data.batches import Batch, Share, check_batches
+from psd.data.folder import MEAN, STD
+from psd.pairs import ClassPairs, same_class_partner
+from psd.seeding import generator_for, seed_for
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
+    from PIL.Image import Image
+    from torchvision.datasets import ImageFolder
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a training window, as torchvision's RandomResizedCrop has it
+RESIZED, CROPPED = 256, 224  # of evaluation: the shorter side is resized to 256 where the crop has 224
+
+
+class WorkerEnded(RuntimeError):
+    """A process that decodes images was ended by force, or could not begin."""
+
+
+class _Item(NamedTuple):
+    """What a worker is told of one image."""
+
+    file: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The images of one role in a batch: positions in the data set, for consecutive rows of an epoch."""
+
+    role: str
+    epoch: int
+    first: int  # row of the epoch
+    index: Tensor  # (N,) int64
+
+
+Decoded = tuple[Tensor, list[tuple[int, str]]]  # uint8 (N, 3, S, S), and (position, message) of what was not readable
+
+
+class Stream:
+    """Training batches from image files, decoded by worker processes: the same interface as `Batches`.
+
+    `stream[step]` is a function of (seed, step, share) alone: not of the workers, nor of what was asked before. The
+    order of an epoch and the partners are those of `Batches` with the same seed on the CPU; here they are drawn on
+    the CPU whatever the device, so they are the same on every device. Steps asked for in order are decoded ahead;
+    any other step starts the decoding anew there, once the workers have finished what they were told before.
+
+    Every image of a batch, partners and views too, is a window of its own (torchvision's RandomResizedCrop with
+    ratio 3/4 to 4/3) and mirrored or not by itself. JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where
+    the window still has `crop_size` pixels a side then.
+
+    The workers start with the first batch and persist. A script that uses them must begin its own work under
+    `if __name__ == "__main__":`, because every worker imports the script.
+
+    Args:
+        data: what `psd.data.load("folder:PATH")` or `load("imagenet")` gives without `size`.
+        batch_size: anchors per step, over all shares.
+        seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
+        needs: which of "partner", "view", "previous" to provide.
+        crop_size: side of the images in pixels.
+        crop_scale: smallest part of an image's area that a window may have, in (0, 1]; the largest is 1.
+        flip: mirror half of the images.
+        device: where the batches end; workers deliver uint8, and float32 is made there.
+        workers: worker processes of this process; 0 decodes in the main process. None: the cores that this process
+            may use, divided by the processes of this machine (LOCAL_WORLD_SIZE), and at least 1.
+        share: the rows of each batch that this process gets, and decodes; all of them by default.
+        skip_corrupt: show another image of the same class, drawn by (seed, epoch, image), where one cannot be
+            read. `index` keeps the position of the image that was left out.
+
+    Attributes:
+        steps_per_epoch: of complete batches; an epoch visits every image at most once as an anchor.
+        skipped: files that this process could not read so far, each counted once (with skip_corrupt).
+
+    Raises:
+        ValueError: what `Batches` refuses, a crop_size or crop_scale out of range, workers below 0. From a batch:
+            a file that cannot be read, or with skip_corrupt a class without a file that can.
+        WorkerEnded: from a batch: a worker has ended by force.
+    """
+
+    def __init__(
+        self,
+        data: ImageFolder,
+        batch_size: int,
+        seed: int,
+        needs: Collection[str] = (),
+        *,
+        crop_size: int = 224,
+        crop_scale: float = 0.08,
+        flip: bool = True,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+        share: Share = Share(),  # noqa: B008 (it is immutable)
+        skip_corrupt: bool = False,
+    ) -> None:
+        check_batches(len(data), batch_size, needs, share)
+        _check_crop_size(crop_size)
+        if not 0 < crop_scale <= 1:
+            raise ValueError(f"data.crop_scale must lie above 0 and at most at 1, got {crop_scale}")
+        if "partner" in needs:
+            ClassPairs(data, data.targets)  # refuses classes without a partner
+        self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
+        self.device, self.workers, self.skip_corrupt = torch.device(device), _worker_count(workers), skip_corrupt
+        self.targets = torch.tensor(data.targets)
+        self.classes = tuple(data.classes)
+        self.plan = _Plan(_files(data), self.targets, batch_size, seed, self.needs, share)
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self.decoder = _TrainingCrops(crop_size, crop_scale, flip)
+        self._loader: DataLoader[Any] | None = None
+        self._decoded: Iterator[Decoded] | None = None
+        self._position: tuple[int, int] | None = None  # the (step, turn) that comes next out of `_decoded`
+        self._unreadable: set[str] = set()
+
+    @property
+    def skipped(self) -> int:
+        return len(self._unreadable)
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's share of the batch of a step >= 0, in whatever order steps are asked for."""
+        return self.get(step)
+
+    def get(self, step: int, turn: int = 0) -> Batch:
+        """One of the `share.accumulate` parts of this process's share."""
+        parts = self.plan.parts(step, turn)
+        images, unreadable = self._take(step, turn)
+        if unreadable:
+            self._repair(parts, images, dict(unreadable))
+        x = dict(zip((part.role for part in parts), _normalised(images, self.device).chunk(len(parts)), strict=True))
+
+        def batch(role: str, index: Tensor) -> Batch:
+            return Batch(x[role], self.targets[index].to(self.device), index.to(self.device))
+
+        of_role = {part.role: part for part in parts}
+        made = batch("anchor", of_role["anchor"].index)
+        made.partner, made.view = x.get("partner"), x.get("view")
+        if "previous" in of_role:
+            made.previous = batch("previous", of_role["previous"].index)
+        return made
+
+    def close(self) -> None:
+        """End the workers; a batch asked for later starts them again."""
+        _shut_down(self._decoded)
+        self._decoded, self._loader, self._position = None, None, None
+
+    def _take(self, step: int, turn: int) -> Decoded:
+        """What the workers made of one (step, turn): the next in line, or the first of a new line."""
+        try:
+            if self._decoded is None or self._position != (step, turn):
+                self.plan.start = (step, turn)
+                if self._loader is None:
+                    self._loader = _loader(self.decoder, self.plan, self.workers, self.device, persistent=True)
+                self._decoded = iter(self._loader)
+            self._position = _after((step, turn), self.share)
+            return next(self._decoded)
+        except BaseException as error:
+            self.close()  # after Ctrl-C too: what would come out next is not known
+            if _is_end_of_worker(error):
+                raise _worker_error(error, self.workers) from error
+            raise
+
+    def _repair(self, parts: Sequence[_Part], images: Tensor, unreadable: dict[int, str]) -> None:
+        """Put other images of the class in the place of those that could not be read, or say which they are.
+
+        A partner is replaced too where it is the image that took the anchor's place.
+        """
+        if not self.skip_corrupt:
+            message = next(iter(unreadable.values()))
+            raise ValueError(f"{message}; replace or remove it, or set --data.skip_corrupt true")
+        count = len(parts[0].index)
+        shown = parts[0].index.tolist()  # the image that stands for each row's anchor
+        for position in range(len(images)):
+            part, i = parts[position // count], position % count
+            index = int(part.index[i])
+            anchor = shown[i] if part.role == "partner" else None
+            if position in unreadable:
+                self._unreadable.add(self.plan.files[index])
+            elif index != anchor:
+                continue
+            found, images[position] = self._replacement(part, i, anchor)
+            if part.role == "anchor":
+                shown[i] = found
+
+    def _replacement(self, part: _Part, i: int, anchor: int | None) -> tuple[int, Tensor]:
+        """Another readable image of the class of `part.index[i]`, `anchor` only if there is no other.
+
+        The draw depends on (seed, epoch, image) but not on the role, so that an anchor and its view show one image.
+        """
+        index = int(part.index[i])
+        order = [other for other in self.plan.others(index, part.epoch) if other != anchor]
+        for other in order if anchor is None else [*order, anchor]:
+            image, unreadable = self.decoder.__getitems__([self.plan.item(part, i, other)])
+            if not unreadable:
+                return other, image[0]
+            self._unreadable.add(self.plan.files[other])
+        name = self.classes[int(self.targets[index])]
+        raise ValueError(
+            f"class {name!r} has no readable image to show in place of {self.plan.files[index]}; "
+            "replace its files or remove the class"
+        )
+
+
+class CentreCrops:
+    """Evaluation images from files: shorter side resized to crop_size * 256 / 224 pixels, then the centre cut out.
+
+    This is the usual protocol of ImageNet. JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where the shorter
+    side still has the pixels that it is resized to.
+
+    Args:
+        data: what `psd.data.load("folder:PATH", split="test")` gives without `size`.
+        crop_size: side of the images in pixels.
+        workers: as of `Stream`; they live as long as one call of `batches`.
+
+    Attributes:
+        targets: int64 (N,), each an index into `classes`.
+        classes: the classes' names.
+
+    Raises:
+        ValueError: crop_size below 1, workers below 0.
+    """
+
+    def __init__(self, data: ImageFolder, crop_size: int = 224, workers: int | None = None) -> None:
+        _check_crop_size(crop_size)
+        self.crop_size, self.workers = crop_size, _worker_count(workers)
+        self.targets = torch.tensor(data.targets)
+        self.classes = tuple(data.classes)
+        self._files = _files(data)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
+        """The images at `indices`, in that order: normalised float32 (N, 3, S, S) on `device`, channels_last.
+
+        Raises:
+            ValueError: batch_size below 1, a file that cannot be read. WorkerEnded: a worker has ended by force.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
+        items = [_Item(self._files[i], 0) for i in indices]
+        cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        decoder, device = _CentreCrops(self.crop_size), torch.device(device)
+        # No more workers than batches: a worker without one would cost its start alone.
+        loader = _loader(decoder, cut, min(self.workers, len(cut)), device, persistent=False)
+        decoded: Iterator[Decoded] | None = None
+        try:
+            decoded = iter(loader)
+            for images, unreadable in decoded:
+                if unreadable:
+                    raise ValueError(f"{unreadable[0][1]}; replace or remove it")
+                yield _normalised(images, device)
+        except Exception as error:
+            if _is_end_of_worker(error):
+                raise _worker_error(error, self.workers) from error
+            raise
+        finally:
+            _shut_down(decoded)
+
+
+def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> Tensor:
+    """A window of an image that was opened but not loaded, in RGB and resized (bilinear, antialiased) to a square.
+
+    Args:
+        image: as `PIL.Image.open` gives it. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the window has at
+            least `size` pixels a side then; the image is changed by it and serves for this one crop.
+        window: top, left, height and width in the pixels of the whole image.
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 (3, size, size).
+    """
+    from PIL import Image as pil
+    from torchvision.transforms.v2 import functional as T
+
+    top, left, height, width = window
+    factor = _reduce(image, min(height, width), size)
+    x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
+    # Cut before it is resized, as torchvision does it: no pixel from outside is mixed in.
+    x0, y0 = floor(x), floor(y)
+    cut = image.crop((x0, y0, ceil(right), ceil(bottom))).convert("RGB")
+    if factor > 1:  # the window may begin and end inside of a pixel, which PIL alone allows for
+        cut = cut.resize((size, size), pil.Resampling.BILINEAR, box=(x - x0, y - y0, right - x0, bottom - y0))
+    pixels = _pixels(cut)
+    if factor == 1:  # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
+        pixels = T.resize(pixels, [size, size], antialias=True)
+    return pixels
+
+
+def centre_crop(image: Image, size: int) -> Tensor:
+    """The centre of an image that was opened but not loaded, as `CentreCrops` describes it: uint8 (3, size, size)."""
+    from PIL import Image as pil
+    from torchvision.transforms.v2 import functional as T
+
+    shorter, longer = min(image.size), max(image.size)
+    goal = round(size * RESIZED / CROPPED)
+    other = int(goal * longer / shorter)  # torchvision's resize rounds down too
+    width, height = image.size
+    factor = _reduce(image, shorter, goal)
+    resized = image.convert("RGB").resize(
+        (goal, other) if width <= height else (other, goal),
+        pil.Resampling.BILINEAR,
+        box=(0, 0, width / factor, height / factor),
+    )
+    return _pixels(T.center_crop(resized, [size]))
+
+
+def _pixels(image: Image) -> Tensor:
+    """uint8 (3, H, W) of an RGB image, channels_last in memory as PIL has them."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _reduce(image: Image, side: int, size: int) -> int:
+    """Have a JPEG decoded at a fraction of its size that leaves at least `size` of `side` pixels: 1 / the result."""
+    factor = next((factor for factor in (8, 4, 2) if side >= factor * size), 1)
+    if factor == 1:
+        return 1
+    width, height = image.size
+    # PIL divides the sides by these, rounds down and takes the next power of two below: exactly `factor`.
+    drafted = image.draft("RGB", (width // factor, height // factor))
+    if drafted is None:  # no JPEG
+        return 1
+    return round(width / drafted[1][2])
+
+
+class _Decoder(Dataset[Any]):
+    """A data set whose keys are items, not numbers: files and seeds in, pixels out. Subclasses say what to cut."""
+
+    size: int
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        """What to show of an opened image: uint8 (3, size, size)."""
+        raise NotImplementedError
+
+    def __getitems__(self, items: Sequence[_Item]) -> Decoded:
+        from PIL import Image as pil
+
+        shape = (len(items), 3, self.size, self.size)
+        pixels = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        unreadable = []
+        for i, (file, seed) in enumerate(items):
+            try:
+                with pil.open(file) as image:
+                    pixels[i] = self.cut(image, seed)
+            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
+                # A message, not the exception: it reaches the main process when its batch is due.
+                reason = " ".join(str(error).split()) or type(error).__name__
+                unreadable.append((i, f"{file} is not a readable image ({reason})"))
+        return pixels, unreadable
+
+
+class _TrainingCrops(_Decoder):
+    def __init__(self, size: int, scale: float, flip: bool) -> None:
+        self.size, self.scale, self.flip = size, scale, flip
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        from torchvision.transforms import RandomResizedCrop
+
+        # torchvision draws from the global generator; it is the user's, and so is given back as it was. The
+        # generator itself is seeded, as torch.manual_seed would seed those of the GPUs too.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            window = RandomResizedCrop.get_params(image, [self.scale, 1.0], list(RATIO))
+            mirrored = bool(torch.rand(()) < 0.5)
+        pixels = resized_crop(image, window, self.size)
+        return pixels.flip(2) if mirrored and self.flip else pixels
+
+
+class _CentreCrops(_Decoder):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        return centre_crop(image, self.size)
+
+
+class _Plan:
+    """Which images a (step, turn) holds and how they are drawn: the loader's endless batch sampler.
+
+    It is apart from `Stream` so that the loader does not refer back to it: a stream that is no longer used is freed
+    at once, and its workers end.
+    """
+
+    def __init__(
+        self, files: list[str], targets: Tensor, batch_size: int, seed: int, needs: frozenset[str], share: Share
+    ) -> None:
+        self.files, self.targets, self.batch_size, self.seed = files, targets, batch_size, seed
+        self.needs, self.share = needs, share
+        self.steps_per_epoch = len(files) // batch_size
+        self.start = (0, 0)  # where the next iteration begins
+        # This epoch's, the one before and the one that is decoded ahead, for both draws.
+        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(self._draw_epoch)
+
+    def __iter__(self) -> Iterator[list[_Item]]:
+        position = self.start
+        while True:
+            parts = self.parts(*position)
+            yield [self.item(part, i, index) for part in parts for i, index in enumerate(part.index.tolist())]
+            position = _after(position, self.share)
+
+    def parts(self, step: int, turn: int) -> list[_Part]:
+        """The images of every role, each part with the same number of rows."""
+        anchors = self._anchors("anchor", step, turn)
+        made = [anchors]
+        if "partner" in self.needs:
+            partners = self._draw("partners", anchors.epoch)[anchors.index]
+            made.append(replace(anchors, role="partner", index=partners))
+        if "view" in self.needs:
+            made.append(replace(anchors, role="view"))
+        if "previous" in self.needs and step > 0:
+            made.append(self._anchors("previous", step - 1, turn))
+        return made
+
+    def item(self, part: _Part, i: int, index: int) -> _Item:
+        """The image `index` under the crop of the part's row i."""
+        return _Item(self.files[index], seed_for(self.seed, f"crop {part.role}", part.epoch, part.first + i))
+
+    def others(self, index: int, epoch: int) -> list[int]:
+        """The other images of the class, in the order in which they may replace this one."""
+        members = (self.targets == self.targets[index]).nonzero().flatten()
+        generator = generator_for(self.seed, "replacement", epoch, index)
+        order: list[int] = members[torch.randperm(len(members), generator=generator)].tolist()
+        return [other for other in order if other != index]
+
+    def _anchors(self, role: str, step: int, turn: int) -> _Part:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        rows = self.share.rows(self.batch_size, turn)
+        first = position * self.batch_size
+        index = self._draw("order", epoch)[first + rows.start : first + rows.stop]
+        return _Part(role, epoch, first + rows.start, index)
+
+    def _draw_epoch(self, what: str, epoch: int) -> Tensor:
+        """One epoch's order or partners, as `Batches` draws them: int64 (M,)."""
+        generator = generator_for(self.seed, what, epoch)
+        if what == "order":
+            return torch.randperm(len(self.targets), generator=generator)
+        return same_class_partner(self.targets, generator)
+
+
+def _after(position: tuple[int, int], share: Share) -> tuple[int, int]:
+    """The (step, turn) that follows."""
+    step, turn = position
+    return (step, turn + 1) if turn + 1 < share.accumulate else (step + 1, 0)
+
+
+@lru_cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each; sent to a device once, as the host waits for what it sends."""
+    return torch.tensor(MEAN, device=device)[:, None, None], torch.tensor(STD, device=device)[:, None, None]
+
+
+def _normalised(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 (N, 3, S, S) to float32 on the device, channels_last: the arithmetic of `batches.normalised`."""
+    mean, std = _mean_and_std(device)
+    x = images.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _files(data: ImageFolder) -> list[str]:
+    """Absolute paths: a worker may run in another folder than this process does by then."""
+    here = os.getcwd()
+    return [os.path.join(here, file) for file, _ in data.samples]
+
+
+def _check_crop_size(crop_size: int) -> None:
+    if crop_size < 1:
+        raise ValueError(f"data.crop_size must be at least 1 pixel, got {crop_size}")
+
+
+def _worker_count(workers: int | None) -> int:
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    if workers < 0:
+        raise ValueError(f"data.workers must be >= 0 processes (0 decodes in the main process), got {workers}")
+    return workers
+
+
+def _same(decoded: Any) -> Any:
+    return decoded
+
+
+def _context() -> BaseContext:
+    """How worker processes start: by the forkserver, where there is one.
+
+    fork would copy a process whose OpenMP, CUDA or autograd threads run, and the copy of a lock that one of them
+    held is never released. spawn imports torch anew in every worker. The server is a process without threads that
+    imports torch once; its workers are forked off it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["psd.data.stream", "PIL.Image", "torchvision.transforms.v2"])
+    return context
+
+
+def _loader(
+    decoder: _Decoder, sampler: Iterable[list[_Item]], workers: int, device: torch.device, persistent: bool
+) -> DataLoader[Any]:
+    """Decodes the sampler's lists; torch's workers compute with one thread each."""
+    return DataLoader(
+        decoder,
+        batch_sampler=sampler,
+        collate_fn=_same,
+        num_workers=workers,
+        multiprocessing_context=_context() if workers else None,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader seeds its workers by it, not by the global generator
+    )
+
+
+def _shut_down(decoded: Iterator[Decoded] | None) -> None:
+    """End a loader's workers now, not when the last reference to it is gone: a traceback may hold one."""
+    stop = getattr(decoded, "_shutdown_workers", None)  # there are none without worker processes
+    if stop is not None:
+        stop()
+
+
+def _is_end_of_worker(error: BaseException) -> bool:
+    """Whether what came out of a loader says that a worker process has ended.
+
+    A worker that ends while it hands over a batch shows as a connection that is closed: OSError, EOFError.
+    """
+    by_loader = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    return by_loader or isinstance(error, (OSError, EOFError))
+
+
+def _worker_error(error: BaseException, workers: int) -> WorkerEnded:
+    return WorkerEnded(
+        f"a worker process that decodes images has ended ({' '.join(str(error).split())}). It was killed, ran out of "
+        f"memory or of shared memory (/dev/shm), or could not import a script that has no "
+        f'`if __name__ == "__main__":`; lower data.workers ({workers} now), or set 0 to see the error itself'
+    )

@@ -1,0 +1,110 @@
+"""What the processes of one run have to agree on, and the signal by which a batch system ends them."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of a run, this one among them; with a single one every method is the identity.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`, which knows how this process was launched.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.rank: int = accelerator.process_index
+        self.world: int = accelerator.num_processes
+        atexit.unregister(_leave)
+        atexit.register(_leave)  # threads of a group that nobody has left abort the process at its end
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, in every process; what it raises is raised in every process.
+
+        Files are touched by one process alone, and processes on other machines need not see them.
+        """
+        if self.world == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        done: list[Any] = [None, None]
+        if self.main:
+            try:
+                done = [work(), None]
+            except Exception as error:
+                done = [None, error]
+        result, failure = broadcast_object_list(done)
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[no-any-return]
+
+    def every(self, values: Tensor) -> Tensor:
+        """(K,) numbers of each process, in all of them: (processes, K)."""
+        gathered: Tensor = self.accelerator.gather(values[None])
+        return gathered
+
+    def rows(self, n: int) -> range:
+        """This process's rows of n: the same number in each process, so that the last ones may overlap."""
+        size = -(-n // self.world)
+        start = min(self.rank * size, n - size)
+        return range(start, start + size)
+
+    def joined(self, part: Tensor, n: int) -> Tensor:
+        """All n rows in every process, from the ones that each has of `rows(n)`."""
+        if self.world == 1:
+            return part
+        size = len(part)
+        parts = self.accelerator.gather(part.to(self.accelerator.device)).cpu().split(size)
+        begins = [(rank * size, min(rank * size, n - size)) for rank in range(self.world)]
+        return torch.cat([rows[first - begin :] for rows, (first, begin) in zip(parts, begins, strict=True)])
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers: BatchNorm's statistics are of each process's own images."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _leave() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Termination:
+    """While this context is open, SIGTERM sets `asked` instead of ending the process.
+
+    Outside the main thread, where Python takes no signal handlers, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Termination:
+        self._here = threading.current_thread() is threading.main_thread()
+        if self._here:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._here:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
