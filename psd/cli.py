@@ -76,9 +76,7 @@ def _train(options: argparse.Namespace) -> None:
     record = train(run)
     print(Path(run.run.output) / f"{record.name}.json")
     if record.epochs[-1].get("skipped"):
-        print(
-            f"{record.epochs[-1]['skipped']} files could not be read; others of their classes were shown in their place"
-        )
+        print(f"files that could not be read, with others shown in their place: {record.epochs[-1]['skipped']}")
     _print_final(record.final)
 
 
