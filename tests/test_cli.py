@@ -833,7 +833,8 @@ def test_data_get_of_drawn_data_downloads_nothing(run):
 
 
 def test_data_get_passes_the_root_on(run):
-    assert str(Path("there/imagenet")) in run("data", "get", "imagenet", "--root", "there").out
+    for name in ("imagenet", "tiny-imagenet"):
+        assert str(Path("there") / name / "{train,val}") in run("data", "get", name, "--root", "there").out
 
 
 def test_data_get_that_fails_is_one_line(run, monkeypatch):

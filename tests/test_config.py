@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -25,6 +26,7 @@ from psd.config import (
     read_yaml,
     recipe,
     recipe_names,
+    recipe_path,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -42,6 +44,24 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
     | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False, "compile": "off", "accumulate": 2}
     | {"sync_batchnorm": True, "tensorboard": True},
 }
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "/" in name])
+def test_every_value_of_a_full_scale_recipe_has_its_source_or_reason_beside_it(name):
+    text = recipe_path(name).read_text(encoding="utf-8").partition("compare:")[0]
+    values = [line for line in text.splitlines() if re.match(r"  \w+: ", line)]
+    plain = re.compile(r"  (name|evaluate_every|checkpoint_every): ")
+    silent = [line for line in values if "#" not in line and not plain.match(line)]
+    assert len(values) > 10 and silent == []
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-patch_swap")])
+def test_the_baseline_of_a_recipe_differs_in_the_method_alone(name):
+    ours, baseline = recipe(name), recipe(name.replace("patch_swap", "cross_entropy"))
+    assert {d.partition(".")[0] for d in differences(ours.to_dict(), baseline.to_dict())} == {"method"}
 
 
 # --- to_dict and from_dict

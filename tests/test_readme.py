@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import shlex
+import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTAL
 LINES = [
     line.partition("#")[0].split("   ")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
 ]
+LAUNCHED = [line for line in LINES if " -m psd " in line]
 COMMANDS = [line for line in LINES if line.startswith("psd ")]
+COMMANDS += [f"psd {line.partition(' -m psd ')[2]}" for line in LAUNCHED]
 
 
 def test_the_tables_are_those_of_the_records():
@@ -51,11 +55,16 @@ def test_there_are_commands_to_check():
 def test_a_psd_command_is_one_that_the_command_line_takes(command):
     options = cli._parse(shlex.split(command)[1:])
     assert options.command == command.split()[1]
-    if options.command in ("train", "compare"):
-        name = config.from_dict(cli.read_settings(options.config, options.settings)).data.name
-        assert name == options.settings.get("data.name", options.config)
+    if options.command in ("train", "compare", "bench"):
+        run = config.from_dict(cli.read_settings(options.config, options.settings))
+        assert run.data.name == options.settings.get("data.name", options.config.partition("/")[0])
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("command", LAUNCHED)
+def test_a_launcher_is_one_that_is_installed(command):
+    assert shutil.which(shlex.split(command)[0], path=sysconfig.get_path("scripts"))
 
 
 def test_the_run_that_it_evaluates_is_the_one_that_it_trains():

@@ -15,6 +15,7 @@ from psd.data import NAMES, cifar100, default_root, unknown
 from psd.data.images import MissingData
 
 HUB = "uoft-cs/cifar100"  # the mirror, a data set repository on the Hugging Face hub
+TINY_IMAGENET = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ATTEMPTS = 4  # in a row without a single new byte
 BLOCK = 1 << 16
 
@@ -46,6 +47,10 @@ def get(name: str, root: str | os.PathLike[str] | None = None) -> None:
     elif name == "imagenet":
         place = folder / "imagenet" / "{train,val}" / "<class>"
         print(f"imagenet needs an account at image-net.org; put its images into {place}")
+    elif name == "tiny-imagenet":
+        place = folder / "tiny-imagenet" / "{train,val}" / "<class>"
+        print(f"tiny-imagenet is {TINY_IMAGENET}; put its images into {place}")
+        print("(its val is one folder: sort it by the classes in val_annotations.txt)")
     elif name.startswith("folder:"):
         print(f"{name} is read where it is: there is nothing to download")
     else:
@@ -57,7 +62,7 @@ def check(root: str | os.PathLike[str] | None = None) -> list[Row]:
     folder = default_root() if root is None else Path(root)
     rows = [Row("shapes", "", "", "ok (drawn, no files)")]
     rows += [_check_cifar100(folder, split) for split in ("train", "test")]
-    rows += [_check_imagenet(folder / "imagenet" / place) for place in ("train", "val")]
+    rows += [_check_folder(folder, name, place) for name in ("imagenet", "tiny-imagenet") for place in ("train", "val")]
     return rows
 
 
@@ -169,10 +174,10 @@ def _check_cifar100(root: Path, split: str) -> Row:
     return Row(name, source.layout, str(source.path), f"ok ({len(data):,} images, content verified)")
 
 
-def _check_imagenet(path: Path) -> Row:
-    name = f"imagenet {path.name}"
+def _check_folder(root: Path, data: str, split: str) -> Row:
+    name, path = f"{data} {split}", root / data / split
     if not path.is_dir():
-        return Row(name, "", str(path), "missing: `psd data get imagenet` says how")
+        return Row(name, "", str(path), f"missing: `psd data get {data}` says how")
     classes = sum(entry.is_dir() for entry in os.scandir(path))
     state = f"ok ({classes} class folders, images not read)" if classes else "problem: no class folders"
     return Row(name, "folder", str(path), state)
