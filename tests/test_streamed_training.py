@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import psd
 from psd import cli, methods
+from psd import config as config_module
 from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
 from psd.data.stream import CentreCrops
 from psd.training import load_data
@@ -126,3 +127,24 @@ def test_a_damaged_file_ends_the_command_with_its_name(damaged, tmp_path, capsys
     assert "files that could not be read, with others shown in their place: 1\n" in out
     (file,) = (tmp_path / "runs").rglob("*.json")
     assert [entry["skipped"] for entry in json.loads(file.read_text())["epochs"]] == [1]
+
+
+# --- every full-scale recipe, for a step
+
+FOLDERS = ("cifar100", "imagenet", "tiny_imagenet")
+FULL_SCALE = [name for name in config_module.recipe_names() if name.partition("/")[0] in FOLDERS]
+
+
+@pytest.mark.parametrize("recipe", FULL_SCALE)
+def test_a_full_scale_recipe_trains_and_measures(recipe, root, tmp_path, capsys):
+    """The command of the recipe with its own network, image size and optimiser, on a few images of another data set."""
+    where = f"--data.name folder:{root / 'tiny-imagenet'} --data.batch_size 2 --data.workers 0 --budget.image_passes 2"
+    if recipe.startswith("cifar100/"):
+        where += " --data.size 32"
+    run = f"train {recipe} {where} --run.output {tmp_path} --run.device cpu --run.progress false"
+    assert cli.main(run.split()) == 0
+    (file,) = tmp_path.rglob("*.json")
+    record = json.loads(file.read_text())
+    assert record["model"] == config_module.recipe(recipe).model.name
+    assert record["final"]["n_test"] == TEST and record["epochs"][0]["loss"] > 0
+    assert f"n {TEST}" in capsys.readouterr().out
