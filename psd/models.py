@@ -139,7 +139,7 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the final linear layer is missing, or is not called exactly once with (N, D).
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper takes no notice of hooks that come later
+    model = getattr(model, "_orig_mod", model)  # torch.compile would compile anew for the hook of every step
     inputs: list[Tensor] = []
     handle = classifier(model).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
