@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ class Processes:
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
         atexit.unregister(_leave)
-        atexit.register(_leave)  # threads of a group that nobody has left abort the process at its end
+        atexit.register(_leave)
 
     @property
     def main(self) -> bool:
@@ -81,7 +82,13 @@ class Processes:
 
 
 def _leave() -> None:
+    """Leave the other processes before the interpreter goes.
+
+    A thread of Gloo that lets go of a tensor only then aborts the process (github.com/pytorch/pytorch/pull/179291). It
+    needs Python's lock for it, which nobody else wants while this thread sleeps.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
 
