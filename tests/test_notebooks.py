@@ -187,9 +187,11 @@ def test_the_times_and_the_memory_in_readme_are_the_measured_ones():
 
 
 @every
-def test_a_full_run_stays_within_ten_minutes_and_the_memory_of_binder(path):
+def test_a_full_run_stays_within_ten_minutes_and_the_memory_of_its_machines(path):
     timing = json.loads(RUN.TIMINGS.read_text(encoding="utf-8"))[path.relative_to(ROOT / "notebooks").as_posix()]
-    assert timing["seconds"] < 600 and timing["megabytes"] < 1500
+    # Those of full scale start whole jobs beside themselves; they are for machines with more memory than Binder's.
+    megabytes = 3000 if path.stem.endswith("_gpu") else 1500
+    assert timing["seconds"] < 600 and timing["megabytes"] < megabytes
 
 
 def test_the_course_has_twenty_exercises_and_more():

@@ -82,10 +82,13 @@ def start(*command: str) -> subprocess.Popen[str]:
 
 
 def end(job: subprocess.Popen[str], seconds: float = 120) -> str:
-    """What the job printed until its end."""
+    """What the job printed until its end. A launcher ends its workers, which are in sessions of their own."""
     try:
         return job.communicate(timeout=seconds)[0]
     finally:
+        job.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(30)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
 
