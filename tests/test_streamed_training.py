@@ -22,12 +22,7 @@ from psd.training import load_data
 CLASSES, TRAIN, TEST, SIZE = 3, 24, 11, 24  # images in all
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
