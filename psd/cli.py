@@ -110,9 +110,10 @@ def _run_comparison(name: str, settings: Mapping[str, str], chosen: list[str] | 
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from psd.checkpoints import load_model
     from psd.evaluation import evaluate
     from psd.records import Record
-    from psd.training import load_data, load_model
+    from psd.training import load_data
 
     file = options.run_path.resolve()
     folder = file.with_name(file.name.removesuffix(".json"))

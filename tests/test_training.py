@@ -28,13 +28,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import psd
 from psd import checkpoints, losses, methods, models, records, training
+from psd.checkpoints import load_model
 from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, differences
 from psd.data.batches import Batch, Batches
 from psd.evaluation import evaluate
 from psd.methods import Method, Progress, Step, single_terms
 from psd.records import Record
 from psd.seeding import seed_for
-from psd.training import Diverged, load_data, load_model
+from psd.training import Diverged, load_data
 
 CLASSES, TRAIN, TEST, BATCH, SIZE = 4, 24, 12, 8, 16
 PER_EPOCH = TRAIN // BATCH  # steps
