@@ -97,6 +97,7 @@ class Run:
             self._resume()
             self._open_log()
             self.since = time.perf_counter()
+            records.forget_peak_memory(self.device)
             with self._bar() as bar, contextlib.closing(self.batches):
                 while self.step < self.steps:
                     self._whole_epoch(bar, on_epoch)
@@ -432,6 +433,7 @@ class Run:
         record.final = record.epochs[-1]["test"]
         record.image_passes = self.steps * self.passes_per_step
         record.images_per_second = record.image_passes / self.seconds_training
+        record.peak_memory = records.peak_memory(self.device)
         if self.config.run.tensorboard:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
