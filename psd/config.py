@@ -353,7 +353,9 @@ class Comparison:
 
     def configs(self) -> list[Config]:
         made = [
-            from_dict({**self.base, "budget": budget, "method": self._method(method, seed), "run": self._run(seed)})
+            from_dict(
+                {**self.base, "budget": budget, "method": self._method(method, seed), "run": self._run(method, seed)}
+            )
             for budget in self.budgets
             for seed in self.seeds
             for method in self.methods
@@ -364,13 +366,15 @@ class Comparison:
                 raise ValueError(f"compare: two runs have the record {name}; name each method, seed and budget once")
         return made
 
-    def _run(self, seed: int) -> dict[str, Any]:
-        return {**self.base.get("run", {}), "seed": seed}
-
-    def _method(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _sections(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
         """`{output}` and `{seed}` in a text are this run's: a teacher may be another run of this comparison."""
-        places = {"output": self._run(seed).get("output", RunConfig.output), "seed": seed}
-        return {key: value.format(**places) if isinstance(value, str) else value for key, value in method.items()}
+        run = {**self.base.get("run", {}), "seed": seed}
+        if "variant" in method:
+            run["variant"] = method["variant"]
+        places = {"output": run.get("output", RunConfig.output), "seed": seed}
+        options = {key: value for key, value in method.items() if key != "variant"}
+        filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
+        return {"method": filled, "run": run}
 
 
 def shortened(whole: Comparison) -> Comparison:
@@ -382,7 +386,8 @@ def shortened(whole: Comparison) -> Comparison:
 def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: list[int] | None = None) -> Comparison:
     """The comparison of a recipe's dict: its `compare` section's methods, then its own `method`; or those in `names`.
 
-    A method in `names` takes the options it has in the recipe, else its defaults. `compare.budgets` is a list of
+    A method in `names` takes the options it has in the recipe, else its defaults. `variant` among a method's options is
+    its runs' `run.variant`, so that one method can stand there with several settings. `compare.budgets` is a list of
     budgets; the recipe's own is the only one where it is left out.
     """
     section = values.get("compare", {})
@@ -402,8 +407,8 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
         raise ValueError(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
     chosen = [*listed, *([values["method"]] if "method" in values else [])]
     if names is not None:
-        options = {method["name"]: method for method in chosen}
-        chosen = [options.get(name, {"name": name}) for name in names]
+        named = {name: [method for method in chosen if method["name"] == name] or [{"name": name}] for name in names}
+        chosen = [method for found in named.values() for method in found]
     base = {key: value for key, value in values.items() if key not in ("compare", "method", "budget")}
     return Comparison(base, chosen, listed_seeds if seeds is None else seeds, budgets)
 

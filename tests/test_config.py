@@ -291,6 +291,14 @@ def test_chosen_seeds_replace_the_recipe_s():
     assert {run.run.seed for run in comparison(COMPARED, seeds=[5, 6, 7]).configs()} == {5, 6, 7}
 
 
+def test_one_method_may_stand_there_with_several_settings():
+    hot = {"name": "patch_swap", "p": 0.9, "variant": "T8", "temperature": 8.0}
+    several = {**COMPARED, "run": {}, "compare": {"methods": [{"name": "cutmix"}, hot]}}
+    runs = comparison(several, names=["patch_swap"]).configs()
+    assert [run.name.rpartition("/")[2] for run in runs] == ["patch_swap-T8-s0", "patch_swap-s0"]
+    assert [run.method.temperature for run in runs] == [8.0, 4.0]
+
+
 def test_several_budgets_come_one_after_another():
     several = {**COMPARED, "compare": {**COMPARED["compare"], "budgets": [{"epochs": 2}, {"image_passes": 500}]}}
     labels = [run.budget.label for run in comparison(several).configs()]
