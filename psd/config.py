@@ -353,9 +353,7 @@ class Comparison:
 
     def configs(self) -> list[Config]:
         made = [
-            from_dict(
-                {**self.base, "budget": budget, "method": self._method(method, seed), "run": self._run(method, seed)}
-            )
+            from_dict({**self.base, "budget": budget, **self._sections(method, seed)})
             for budget in self.budgets
             for seed in self.seeds
             for method in self.methods
