@@ -18,11 +18,12 @@ from psd.swap import PatchSwap, patch_swap
 
 if TYPE_CHECKING:
     from psd import data, methods, models, plots
+    from psd.checkpoints import load_model
     from psd.config import Config
     from psd.evaluation import Metrics, evaluate
     from psd.records import Record
     from psd.reporting import report
-    from psd.training import load_model, train
+    from psd.training import train
 
 __version__ = "0.1.0"
 
@@ -31,7 +32,7 @@ _LAZY = {
     "Metrics": "psd.evaluation",
     "evaluate": "psd.evaluation",
     "Record": "psd.records",
-    "load_model": "psd.training",
+    "load_model": "psd.checkpoints",
     "train": "psd.training",
     "report": "psd.reporting",
 }

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from psd import models
 from psd.records import replacing
 
 KEEP = 2
@@ -77,6 +78,34 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Weights and, in the file's header, what is needed to build the model again; whole or not at all."""
     with replacing(path) as temporary:
         save_file(_weights(model), temporary, metadata)
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The trained network of a run's folder or of its `model.safetensors`, in eval mode on the CPU.
+
+    Raises:
+        ValueError: naming the path where there is no such file, or it is not one of ours, or of another model.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path}: neither a model.safetensors nor the folder of a finished run")
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
+    except Exception as error:  # safetensors raises its own kind
+        raise ValueError(f"{file}: not readable as safetensors: {error}") from error
+    if "model" not in metadata:
+        raise ValueError(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
+    model = models.build(metadata["model"], int(metadata["classes"]))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: its weights are not those of a {metadata['model']}: {error}") from error
+    return model.eval()
 
 
 def _read_state(path: Path) -> dict[str, Any]:

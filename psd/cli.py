@@ -81,7 +81,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    _run_comparison(options.config, {"run.resume": "auto", **options.settings}, options.methods, options.seeds)
+    settings = {"run.resume": "auto", **options.settings}
+    tables = _run_comparison(options.config, settings, options.methods, options.seeds, options.fast)
+    _save_details(tables)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -91,28 +93,59 @@ def _demo(options: argparse.Namespace) -> None:
     _run_comparison("shapes", settings, ["cross_entropy", "patch_swap"], options.seeds or [0])
 
 
-def _run_comparison(name: str, settings: Mapping[str, str], chosen: list[str] | None, seeds: list[int] | None) -> None:
+def _run_comparison(
+    name: str, settings: Mapping[str, str], chosen: list[str] | None, seeds: list[int] | None, fast: bool | None = None
+) -> list[list[Path]]:
+    """Train what is not trained yet, print a table for each budget, and return its records' files.
+
+    `fast` is None for the demonstration, whose table does not tell of costs.
+    """
     if "run.seed" in settings:
         raise ValueError(f"run.seed {settings['run.seed']!r} is one seed; say which to train with --seeds 0 1 2")
-    configs = config.comparison(read_settings(name, settings), chosen, seeds).configs()
+    if fast:
+        settings = {"run.output": "runs/fast", **settings}
+    values = read_settings(name, settings)
+    if any(key.startswith("budget.") for key in settings):  # then it is the only one
+        values["compare"] = {key: value for key, value in values.get("compare", {}).items() if key != "budgets"}
+    comparison = config.comparison(values, chosen, seeds)
+    configs = (config.shortened(comparison) if fast else comparison).configs()
     if not configs:
         raise ValueError(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
-    from psd import plots
-    from psd.records import Record
-    from psd.reporting import report
+    from psd import plots, reporting
     from psd.training import train
 
     files = [Path(run.run.output) / f"{train(run).name}.json" for run in configs]
-    print("\n" + report(files))
-    figure = files[0].parent / "comparison.png"
-    plots.save(plots.comparison([Record.read(file) for file in files]), figure)
-    print(f"Records: {figure.parent}\nFigure:  {figure}")
+    print("\n" + reporting.report(files, costs=fast is not None))
+    tables = []
+    for records in reporting.groups(files):
+        tables.append([Path(configs[0].run.output) / f"{record.name}.json" for record in records])
+        figure = tables[-1][0].with_name("comparison.png")
+        plots.save(plots.comparison(records), figure)
+        print(f"Records: {figure.parent}\nFigure:  {figure}")
+    return tables
+
+
+def _save_details(tables: list[list[Path]]) -> None:
+    """The numbers of every table beside its records, and the differences to cross-entropy as a figure."""
+    from psd import plots, reporting
+    from psd.records import write_atomically
+
+    for files in tables:
+        numbers, figure = files[0].with_name("comparison.csv"), files[0].with_name("forest.png")
+        write_atomically(numbers, reporting.csv(files))
+        print(f"Numbers: {numbers}")
+        (records,) = reporting.groups(files)
+        rows = reporting.by_method(records)
+        if any(reporting.differences(rows, name) for name in rows if name != reporting.BASELINE):
+            plots.save(plots.forest(records), figure)
+            print(f"Forest:  {figure}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from psd.checkpoints import load_model
     from psd.evaluation import evaluate
     from psd.records import Record
-    from psd.training import load_data, load_model
+    from psd.training import load_data
 
     file = options.run_path.resolve()
     folder = file.with_name(file.name.removesuffix(".json"))
@@ -256,13 +289,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     compare = add(
         "compare",
         _compare,
-        "Train methods x seeds at one budget; print one table and save one figure. Finished runs are not repeated.",
+        "Train methods x seeds x budgets; print a table, save figures and numbers. Finished runs are not repeated.",
         "psd compare shapes --methods cross_entropy patch_swap --seeds 0 1 2",
         "the same command goes on from the last checkpoint",
     )
     compare.add_argument("config", metavar="CONFIG", help=recipes)
     compare.add_argument("--methods", nargs="+", metavar="NAME", help="methods to train (default: the recipe's)")
     compare.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to train (default: the recipe's)")
+    compare.add_argument(
+        "--fast", action="store_true", help="a few steps of two seeds each, under runs/fast: to see that all of it runs"
+    )
 
     evaluate = add(
         "evaluate",

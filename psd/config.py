@@ -344,46 +344,71 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Comparison:
-    """Methods times seeds at one budget: the runs of `psd compare`, whole methods one after another."""
+    """Methods times seeds times budgets: the runs of `psd compare`, all methods of one seed before the next seed."""
 
     base: dict[str, Any]
     methods: list[dict[str, Any]]
     seeds: list[int]
+    budgets: list[dict[str, Any]]
 
     def configs(self) -> list[Config]:
         made = [
-            from_dict({**self.base, "method": method, "run": {**self.base.get("run", {}), "seed": seed}})
-            for method in self.methods
+            from_dict({**self.base, "budget": budget, **self._sections(method, seed)})
+            for budget in self.budgets
             for seed in self.seeds
+            for method in self.methods
         ]
         names = [config.name for config in made]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"compare: two runs have the record {name}; name each method and each seed once")
+                raise ValueError(f"compare: two runs have the record {name}; name each method, seed and budget once")
         return made
+
+    def _sections(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
+        """`{output}` and `{seed}` in a text are this run's: a teacher may be another run of this comparison."""
+        run = {**self.base.get("run", {}), "seed": seed}
+        if "variant" in method:
+            run["variant"] = method["variant"]
+        places = {"output": run.get("output", RunConfig.output), "seed": seed}
+        options = {key: value for key, value in method.items() if key != "variant"}
+        filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
+        return {"method": filled, "run": run}
+
+
+def shortened(whole: Comparison) -> Comparison:
+    """The same methods in a few steps of two seeds: what it prints means nothing, but all of it has run."""
+    batch_size = whole.base.get("data", {}).get("batch_size", DataConfig.batch_size)
+    return dataclasses.replace(whole, seeds=whole.seeds[:2], budgets=[{"image_passes": 4 * batch_size}])
 
 
 def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: list[int] | None = None) -> Comparison:
     """The comparison of a recipe's dict: its `compare` section's methods, then its own `method`; or those in `names`.
 
-    A method in `names` takes the options it has in the recipe, else its defaults.
+    A method in `names` takes the options it has in the recipe, else its defaults. `variant` among a method's options is
+    its runs' `run.variant`, so that one method can stand there with several settings. `compare.budgets` is a list of
+    budgets; the recipe's own is the only one where it is left out.
     """
     section = values.get("compare", {})
     _check_mapping("compare", section)
-    unknown = set(section) - {"methods", "seeds"}
+    unknown = set(section) - {"methods", "seeds", "budgets"}
     if unknown:
-        raise ValueError(f"unknown key 'compare.{sorted(unknown)[0]}'; known are compare.methods and compare.seeds")
+        raise ValueError(
+            f"unknown key 'compare.{sorted(unknown)[0]}'; known are compare.methods, compare.seeds and compare.budgets"
+        )
     listed, listed_seeds = section.get("methods", []), section.get("seeds", [0])
     if not isinstance(listed, list) or not all(isinstance(method, dict) and "name" in method for method in listed):
         raise ValueError(f"compare.methods must be a list of mappings with a name, got {listed!r}")
     if not isinstance(listed_seeds, list):
         raise ValueError(f"compare.seeds must be a list of integers, got {listed_seeds!r}")
+    budgets = section.get("budgets", [values["budget"]] if "budget" in values else [{"epochs": Config().budget.epochs}])
+    if not isinstance(budgets, list) or not budgets or not all(isinstance(budget, dict) for budget in budgets):
+        raise ValueError(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
     chosen = [*listed, *([values["method"]] if "method" in values else [])]
     if names is not None:
-        options = {method["name"]: method for method in chosen}
-        chosen = [options.get(name, {"name": name}) for name in names]
-    base = {key: value for key, value in values.items() if key not in ("compare", "method")}
-    return Comparison(base, chosen, listed_seeds if seeds is None else seeds)
+        named = {name: [method for method in chosen if method["name"] == name] or [{"name": name}] for name in names}
+        chosen = [method for found in named.values() for method in found]
+    base = {key: value for key, value in values.items() if key not in ("compare", "method", "budget")}
+    return Comparison(base, chosen, listed_seeds if seeds is None else seeds, budgets)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Direction = Literal["symmetric", "a_to_b", "b_to_a"]
+Direction = Literal["symmetric", "a_to_b", "b_to_a", "easy_to_hard", "hard_to_easy"]
 CrossEntropy = Literal["both", "a", "b"]
 FeatureDistance = Literal["cosine", "mse"]
 
@@ -41,7 +41,8 @@ class SelfDistillationLoss(nn.Module):
         temperature: T > 0. The factor T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2.1).
         weight: w >= 0 of the divergence.
         detach: if True no gradient flows into the side that teaches.
-        direction: "symmetric": the formula above; "a_to_b": a teaches b, T^2 KL(q_a || q_b); "b_to_a": the reverse.
+        direction: "symmetric": the formula above; "a_to_b": a teaches b, T^2 KL(q_a || q_b); "b_to_a": the reverse;
+            "easy_to_hard": the image of the pair that has the smaller cross-entropy teaches; "hard_to_easy": the other.
         cross_entropy: the images that learn from the label: "both" (mean of the two), "a" or "b".
         feature_weight: v >= 0; features must be given when it is positive.
         feature_distance: D = "cosine": 1 - cos(h_a, h_b), or "mse": ||h_a - h_b||^2 of the normalised features.
@@ -102,7 +103,7 @@ class SelfDistillationLoss(nn.Module):
         _check_logits(logits_a, logits_b, target)
         z_a, z_b = _at_least_float32(logits_a), _at_least_float32(logits_b)
         cross_entropy = self._cross_entropy(z_a, z_b, target)
-        distillation = self._distillation(z_a, z_b)
+        distillation = self._distillation(z_a, z_b, target)
         total = cross_entropy + self.weight * distillation
         feature = torch.zeros_like(total)
         if self.feature_weight > 0:
@@ -118,15 +119,20 @@ class SelfDistillationLoss(nn.Module):
             return F.cross_entropy(z_b, target)
         return (F.cross_entropy(z_a, target) + F.cross_entropy(z_b, target)) / 2
 
-    def _distillation(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+    def _distillation(self, z_a: Tensor, z_b: Tensor, target: Tensor) -> Tensor:
         log_q_a = F.log_softmax(z_a / self.temperature, dim=1)
         log_q_b = F.log_softmax(z_b / self.temperature, dim=1)
         if self.direction == "a_to_b":
             kl = self._kl(log_q_a, log_q_b)
         elif self.direction == "b_to_a":
             kl = self._kl(log_q_b, log_q_a)
-        else:
+        elif self.direction == "symmetric":
             kl = (self._kl(log_q_a, log_q_b) + self._kl(log_q_b, log_q_a)) / 2
+        else:
+            target = target.to(z_a.dtype) if target.is_floating_point() else target
+            easier = F.cross_entropy(z_a, target, reduction="none") <= F.cross_entropy(z_b, target, reduction="none")
+            a_teaches = (easier == (self.direction == "easy_to_hard"))[:, None]  # (N, 1)
+            kl = self._kl(torch.where(a_teaches, log_q_a, log_q_b), torch.where(a_teaches, log_q_b, log_q_a))
         return self.temperature**2 * kl
 
     def _kl(self, log_teacher: Tensor, log_student: Tensor) -> Tensor:
@@ -157,6 +163,16 @@ class SelfDistillationLoss(nn.Module):
             f"direction={self.direction!r}, cross_entropy={self.cross_entropy!r}, "
             f"feature_weight={self.feature_weight}, feature_distance={self.feature_distance!r}"
         )
+
+
+def softened_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (N, C): summed over classes, averaged over N.
+
+    >>> round(softened_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 2.0).item(), 4)
+    0.4805
+    """
+    log_teacher, log_student = ((z / temperature).log_softmax(dim=1) for z in (teacher, student))
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

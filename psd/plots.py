@@ -59,6 +59,44 @@ def comparison(records: Sequence[Record]) -> Figure:
     return figure
 
 
+def forest(records: Sequence[Record]) -> Figure:
+    """Each method's difference in top-1 to cross-entropy, paired by seed, with its 95% interval, the best one on top.
+
+    Args:
+        records: of one data set, model and budget, cross-entropy among them.
+
+    Raises:
+        ValueError: no records, records of several tables, no other method that shares a seed with cross-entropy.
+    """
+    if len({(r.data, r.model, r.budget) for r in records}) != 1:
+        raise ValueError("records of one data set, model and budget are needed")
+    rows = by_method(records)
+    found = {name: differences(rows, name) for name in rows if name != BASELINE}
+    found = {name: values for name, values in found.items() if values}
+    if not found:
+        raise ValueError(f"records of {BASELINE} and of another method with the same seeds are needed")
+    found = dict(sorted(found.items(), key=lambda item: -interval(item[1])[0]))
+    figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(found)), layout="constrained")
+    ax = figure.subplots()
+    above, below = palette(4)[0], palette(4)[3]
+    clear = 0
+    for y, values in enumerate(found.values()):
+        middle, half = interval(values)
+        apart = half is not None and abs(middle) > half
+        clear += apart and middle > 0
+        colour = "gray" if not apart else above if middle > 0 else below
+        ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.4, markersize=4)
+        ax.errorbar(middle, y, xerr=half, fmt="D", color=colour, capsize=3, markersize=6)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(found)), list(found))
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_xlabel(f"points of top-1 above {BASELINE} (95% interval over seeds; gray: it holds zero)")
+    ax.grid(axis="x", alpha=0.3)
+    many = f"{clear} of {len(found)} methods are above {BASELINE} with an interval apart from zero"
+    figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")
+    return figure
+
+
 def finding(rows: dict[str, list[Record]]) -> str:
     """The figure's title: what stands out, computed from the records."""
     leader = max(rows, key=lambda name: interval([r.final["top1"] for r in rows[name]])[0])

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,8 @@ class Record:
     epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where measured; with
     data.skip_corrupt, `skipped`: files that were left out since the run began or went on, as its processes count them.
     final: the metrics after the last epoch, see `psd.Metrics`. image_passes: images through training forwards.
+    peak_memory: bytes at the peak of training and measuring: of the GPU's memory or, on a CPU, of the whole process,
+    where the system tells (Linux); None elsewhere, and in records that are older than this field.
     seconds: wall time of the run without loading data; images_per_second: image passes per second of training alone.
     """
 
@@ -41,6 +44,7 @@ class Record:
     image_passes: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
+    peak_memory: int | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
@@ -67,6 +71,7 @@ class Record:
             raise ValueError(f"{path}: not readable as a record: {error}") from None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"{path}: not a record of schema {SCHEMA}")
+        values.setdefault("peak_memory", None)
         missing = {f.name for f in dataclasses.fields(cls)} - set(values)
         if missing:
             raise ValueError(f"{path}: the record lacks {', '.join(sorted(missing))}")
@@ -106,6 +111,25 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to look for the peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak since `forget_peak_memory`, see `Record`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    return None
 
 
 def revision() -> str | None:

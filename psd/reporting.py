@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from csv import DictWriter
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from psd import config
+from psd import config, methods
 from psd.records import Record
 
 BASELINE = "cross_entropy"
 CONTROL = "pair_cross_entropy"  # the same images, steps and batches as the pair methods have
+PROTOCOL = ("precision", "accumulate", "sync_batchnorm")  # of the settings in `run`, those that shape a result
 BLOCK = re.compile(r"(<!-- psd report (?P<paths>[^>]*?) -->\n)(?P<table>.*?)(<!-- end of psd report -->)", re.DOTALL)
 
 
-def report(paths: Iterable[str | os.PathLike[str]]) -> str:
+def report(paths: Iterable[str | os.PathLike[str]], costs: bool = False) -> str:
     """Markdown tables of records, one for each data set, model and budget, one row for each method.
 
     Mean over seeds ± half of the 95% t-interval. Differences in top-1 to cross-entropy, that on single images and that
@@ -25,15 +29,30 @@ def report(paths: Iterable[str | os.PathLike[str]]) -> str:
 
     Args:
         paths: record files, or folders that are searched for them.
+        costs: with columns for the image passes of a run, the forwards of a step's images, and peak memory.
 
     Raises:
-        ValueError: no record there, a file that is none, one run twice, runs of one row with different settings.
+        ValueError: no record there, a file that is none, one run twice, runs of one row with different settings, runs
+            of one table with different protocols: data, augmentation, optimiser, precision, test images.
     """
     tables = []
     for records in groups(paths):
         first = records[0]
-        tables.append(f"{heading(first)}\n\n{_table(records)}\n\n{_caption(records)}\n")
+        tables.append(f"{heading(first)}\n\n{_table(records, costs)}\n\n{_caption(records)}\n")
     return "\n".join(tables)
+
+
+def csv(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """The same as comma-separated values: one line for each row of each table, means and half intervals apart.
+
+    Errors as in `report`.
+    """
+    out = io.StringIO()
+    lines = [line for records in groups(paths) for line in _numbers(records)]
+    writer = DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
 
 
 def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
@@ -50,6 +69,7 @@ def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
     for records in tables.values():
         records.sort(key=lambda r: (r.variant != BASELINE, r.variant, r.seed))
         _check_rows(records)
+        _check_protocol(records)
     return [tables[key] for key in sorted(tables)]
 
 
@@ -131,7 +151,53 @@ def _check_rows(records: list[Record]) -> None:
                 )
 
 
-def _table(records: list[Record]) -> str:
+def _check_protocol(records: list[Record]) -> None:
+    """What is compared must differ in the method alone."""
+    first = records[0]
+    for record in records[1:]:
+        unlike = config.differences(_protocol(first), _protocol(record))
+        if unlike:
+            raise ValueError(
+                f"{first.name} and {record.name} cannot stand in one table, as their protocols differ: "
+                f"{'; '.join(unlike)}"
+            )
+
+
+def _protocol(record: Record) -> dict[str, Any]:
+    same = {key: record.config["run"].get(key) for key in PROTOCOL if key in record.config["run"]}
+    sections = {key: record.config[key] for key in ("data", "model", "optimizer")}
+    return {**sections, "run": same, "test": {"images": record.final["n_test"]}}
+
+
+def _forwards(record: Record) -> int:
+    """Images that a step forwards for one anchor; what is published may be older than the method's present form."""
+    return methods.find(record.method).passes_per_anchor
+
+
+def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:
+    rows = by_method(records)
+    for name, row in rows.items():
+        line: dict[str, Any] = {"data": row[0].data, "model": row[0].model, "budget": row[0].budget, "method": name}
+        line["seeds"] = " ".join(str(record.seed) for record in row)
+        columns = {key: [record.final[key] for record in row] for key in ("top1", "top5", "nll", "ece")}
+        for other in (BASELINE, CONTROL):
+            columns[f"top1_minus_{other}"] = [] if name == other else list(differences(rows, name, other))
+        for key, values in columns.items():
+            middle, half = interval(values) if values and None not in values else (None, None)
+            line |= {key: middle, f"{key}_half_interval": half}
+        line |= {"n_test": row[0].final["n_test"], "epochs": _epochs(row[0])}
+        line |= {"image_passes": row[0].image_passes, "forwards": _forwards(row[0])}
+        peaks = [record.peak_memory for record in row]
+        line |= {"seconds": mean(r.seconds for r in row), "peak_memory": None if None in peaks else max(peaks)}  # type: ignore[type-var]
+        yield line
+
+
+def _memory(row: list[Record]) -> str:
+    peaks = [record.peak_memory for record in row if record.peak_memory is not None]
+    return f"{max(peaks) / 1e6:,.0f} MB" if peaks else "–"
+
+
+def _table(records: list[Record], costs: bool) -> str:
     rows = by_method(records)
     columns: dict[str, Callable[[str, list[Record]], str]] = {
         "method": lambda name, row: name,
@@ -144,6 +210,12 @@ def _table(records: list[Record]) -> str:
         "epochs": lambda name, row: f"{_epochs(row[0]):g}",
         "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
     }
+    if costs:
+        columns |= {
+            "passes": lambda name, row: f"{row[0].image_passes:,}",
+            "forwards": lambda name, row: str(_forwards(row[0])),
+            "memory": lambda name, row: _memory(row),
+        }
     for other in (BASELINE, CONTROL):
         if other not in _compared_with(rows):
             del columns[f"Δ {other}"]

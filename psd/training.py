@@ -63,34 +63,6 @@ def train(config: Config, on_epoch: Callable[[dict[str, Any]], None] | None = No
     return Run(config).train(on_epoch)
 
 
-def load_model(path: str | Path) -> nn.Module:
-    """The trained network of a run's folder or of its `model.safetensors`, in eval mode on the CPU.
-
-    Raises:
-        ValueError: naming the path where there is no such file, or it is not one of ours, or of another model.
-    """
-    from safetensors import safe_open
-
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"{path}: neither a model.safetensors nor the folder of a finished run")
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
-    except Exception as error:  # safetensors raises its own kind
-        raise ValueError(f"{file}: not readable as safetensors: {error}") from error
-    if "model" not in metadata:
-        raise ValueError(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
-    model = models.build(metadata["model"], int(metadata["classes"]))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{file}: its weights are not those of a {metadata['model']}: {error}") from error
-    return model.eval()
-
-
 def load_data(data: DataConfig) -> tuple[ImageData | ImageFolder, ImageData | CentreCrops]:
     """The images to train on and those to measure on, as a run's `data` section says: in memory, or as files."""
 
@@ -125,6 +97,7 @@ class Run:
             self._resume()
             self._open_log()
             self.since = time.perf_counter()
+            records.forget_peak_memory(self.device)
             with self._bar() as bar, contextlib.closing(self.batches):
                 while self.step < self.steps:
                     self._whole_epoch(bar, on_epoch)
@@ -460,6 +433,7 @@ class Run:
         record.final = record.epochs[-1]["test"]
         record.image_passes = self.steps * self.passes_per_step
         record.images_per_second = record.image_passes / self.seconds_training
+        record.peak_memory = records.peak_memory(self.device)
         if self.config.run.tensorboard:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

@@ -583,17 +583,51 @@ def trainings(monkeypatch) -> list[Any]:
     return calls
 
 
-def test_compare_trains_methods_times_seeds_and_prints_one_table_and_saves_one_figure(run, small):
+def test_compare_trains_methods_times_seeds_and_saves_a_table_figures_and_numbers(run, small):
     done = run("compare", small, "--methods", "cross_entropy", "patch_swap", "--seeds", 0, 3)
     folder = Path("runs/photos-size8/resnet8/1ep")
     assert (done.code, done.err) == (0, "")
     records = sorted(file.name for file in folder.glob("*.json"))
     assert records == [f"{method}-s{seed}.json" for method in ("cross_entropy", "patch_swap") for seed in (0, 3)]
-    assert reporting.report([folder]) in done.out and done.out.count("| method ") == 1
-    assert f"Figure:  {folder / 'comparison.png'}\n" in done.out
-    assert [file for file in files() if file.endswith(".png")] == [str(folder / "comparison.png")]
-    with Image.open(folder / "comparison.png") as figure:
-        assert min(figure.size) > 100
+    assert reporting.report([folder], costs=True) in done.out and done.out.count("| method ") == 1
+    names = {"Figure:  ": "comparison.png", "Numbers: ": "comparison.csv", "Forest:  ": "forest.png"}
+    assert all(f"{word}{folder / name}\n" in done.out for word, name in names.items())
+    assert [file for file in files() if file.endswith(".png")] == [
+        str(folder / f"{n}.png") for n in ("comparison", "forest")
+    ]
+    for name in ("comparison.png", "forest.png"):
+        with Image.open(folder / name) as figure:
+            assert min(figure.size) > 100
+    assert (folder / "comparison.csv").read_text() == reporting.csv([folder])
+
+
+def with_two_budgets(recipe: Path) -> str:
+    return recipe.read_text().replace("compare:\n", "compare:\n  budgets: [{epochs: 1}, {image_passes: 32}]\n")
+
+
+def test_compare_has_a_table_and_figures_for_every_budget(run, small):
+    Path("two.yaml").write_text(with_two_budgets(small))
+    done = run("compare", "two.yaml", "--seeds", 0)
+    assert done.code == 0 and done.out.count("| method ") == 2
+    assert {file.parent.name for file in Path("runs").rglob("forest.png")} == {"1ep", "32pass"}
+
+
+def test_a_budget_on_the_command_line_is_the_only_one(run, small):
+    Path("two.yaml").write_text(with_two_budgets(small))
+    assert run("compare", "two.yaml", "--seeds", 0, "--budget.image_passes", 16).code == 0
+    assert {file.parent.name for file in Path("runs").rglob("*.json")} == {"16pass"}
+
+
+def test_a_fast_comparison_of_all_methods_on_shapes_runs_to_its_end(run):
+    done = run("compare", "compare/shapes", "--fast", "--run.progress", "false")
+    assert done.code == 0, done.err
+    listed = {row["name"] for row in config.read_yaml("compare/shapes")["compare"]["methods"]} | {"patch_swap"}
+    (folder,) = {file.parent for file in Path("runs/fast").rglob("*.json")}
+    assert {file.stem for file in folder.glob("*.json")} == {f"{name}-s{seed}" for name in listed for seed in (0, 1)}
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+    again = run("compare", "compare/shapes", "--fast", "--run.progress", "false")
+    assert again.out == done.out
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == before  # nothing is repeated
 
 
 def test_compare_takes_methods_options_and_seeds_from_the_recipe(run, small):

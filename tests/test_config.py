@@ -27,6 +27,7 @@ from psd.config import (
     recipe,
     recipe_names,
     recipe_path,
+    shortened,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -48,8 +49,10 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
 
 # --- recipes
 
+FULL_SCALE = ("cifar100", "imagenet", "tiny_imagenet")
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if "/" in name])
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.partition("/")[0] in FULL_SCALE])
 def test_every_value_of_a_full_scale_recipe_has_its_source_or_reason_beside_it(name):
     text = recipe_path(name).read_text(encoding="utf-8").partition("compare:")[0]
     values = [line for line in text.splitlines() if re.match(r"  \w+: ", line)]
@@ -116,6 +119,8 @@ def test_the_default_run_is_patch_swap():
 
 
 # --- recipes
+
+FULL_SCALE = ("cifar100", "imagenet", "tiny_imagenet")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -264,10 +269,10 @@ def test_a_comparison_runs_its_methods_then_the_recipe_s_own():
     runs = comparison(COMPARED).configs()
     assert [(run.method.name, run.run.seed) for run in runs] == [
         ("cutmix", 0),
-        ("cutmix", 1),
         ("cross_entropy", 0),
-        ("cross_entropy", 1),
         ("patch_swap", 0),
+        ("cutmix", 1),
+        ("cross_entropy", 1),
         ("patch_swap", 1),
     ]
 
@@ -278,7 +283,7 @@ def test_all_runs_of_a_comparison_share_everything_else():
 
 
 def test_chosen_methods_take_the_recipe_s_options_or_their_defaults():
-    chosen = comparison(COMPARED, names=["label_smoothing", "cutmix"]).configs()[::2]
+    chosen = comparison(COMPARED, names=["label_smoothing", "cutmix"]).configs()[:2]
     assert [run.method for run in chosen] == [methods.build("label_smoothing"), methods.build("cutmix", alpha=2.0)]
 
 
@@ -286,8 +291,45 @@ def test_chosen_seeds_replace_the_recipe_s():
     assert {run.run.seed for run in comparison(COMPARED, seeds=[5, 6, 7]).configs()} == {5, 6, 7}
 
 
+def test_one_method_may_stand_there_with_several_settings():
+    hot = {"name": "patch_swap", "p": 0.9, "variant": "T8", "temperature": 8.0}
+    several = {**COMPARED, "run": {}, "compare": {"methods": [{"name": "cutmix"}, hot]}}
+    runs = comparison(several, names=["patch_swap"]).configs()
+    assert [run.name.rpartition("/")[2] for run in runs] == ["patch_swap-T8-s0", "patch_swap-s0"]
+    assert [run.method.temperature for run in runs] == [8.0, 4.0]
+
+
+def test_several_budgets_come_one_after_another():
+    several = {**COMPARED, "compare": {**COMPARED["compare"], "budgets": [{"epochs": 2}, {"image_passes": 500}]}}
+    labels = [run.budget.label for run in comparison(several).configs()]
+    assert labels == ["2ep"] * 6 + ["500pass"] * 6
+
+
+@pytest.mark.parametrize("budgets", [[], {"epochs": 3}, [3]])
+def test_budgets_that_are_no_list_of_budgets_are_refused(budgets):
+    with pytest.raises(ValueError, match=r"compare.budgets must be a list of mappings"):
+        comparison({"compare": {"budgets": budgets}})
+
+
+def test_a_teacher_may_be_another_run_of_the_comparison():
+    section = {
+        "seeds": [3],
+        "methods": [{"name": "kd", "teacher": "{output}/shapes/resnet20/80ep/cross_entropy-s{seed}"}],
+    }
+    (run,) = comparison({"compare": section, "run": {"output": "here"}}).configs()
+    assert run.method.teacher == "here/shapes/resnet20/80ep/cross_entropy-s3"
+
+
+def test_a_shortened_comparison_has_the_same_methods_and_a_few_steps_of_two_seeds():
+    whole = comparison(COMPARED, seeds=[4, 5, 6])
+    short = shortened(whole).configs()
+    assert {run.method.name for run in short} == {run.method.name for run in whole.configs()}
+    assert {run.run.seed for run in short} == {4, 5}
+    assert {run.budget.image_passes for run in short} == {4 * 64}
+
+
 def test_an_unknown_key_of_a_comparison_is_refused():
-    with pytest.raises(ValueError, match=r"unknown key 'compare.seed'; known are compare.methods and compare.seeds"):
+    with pytest.raises(ValueError, match=r"unknown key 'compare.seed'; known are compare.methods, compare.seeds and"):
         comparison({"compare": {"seed": [1]}})
 
 

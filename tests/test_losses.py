@@ -480,7 +480,7 @@ def test_weights_of_0_serve():
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
-        ("direction", "'symmetric', 'a_to_b', 'b_to_a'"),
+        ("direction", "'symmetric', 'a_to_b', 'b_to_a', 'easy_to_hard', 'hard_to_easy'"),
         ("cross_entropy", "'both', 'a', 'b'"),
         ("feature_distance", "'cosine', 'mse'"),
     ],
@@ -596,3 +596,36 @@ def test_the_loss_compiles_without_a_break(fresh_compiler, options, soft):
         terms = function(leaves[0], leaves[1], target, leaves[2], leaves[3])
         result += [*terms, *torch.autograd.grad(terms.total, leaves, allow_unused=True, materialize_grads=True)]
     assert all(close(x, y) for x, y in zip(found, expected, strict=True))
+
+
+# --- who teaches is decided pair by pair
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_easier_image_teaches(soft):
+    z_a = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    z_b = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.5, 2.0]])
+    y = torch.tensor([0, 2])  # the first pair is easier in a, the second in b
+    target = F.one_hot(y, 3).float() if soft else y
+    found = SelfDistillationLoss(2.0, direction="easy_to_hard")(z_a, z_b, target).distillation
+    first = SelfDistillationLoss(2.0, direction="a_to_b")(z_a[:1], z_b[:1], y[:1]).distillation
+    second = SelfDistillationLoss(2.0, direction="b_to_a")(z_a[1:], z_b[1:], y[1:]).distillation
+    torch.testing.assert_close(found, (first + second) / 2)
+
+
+def test_the_two_directions_by_ease_are_the_two_of_each_pair():
+    torch.manual_seed(0)
+    z_a, z_b, y = torch.randn(6, 4), torch.randn(6, 4), torch.arange(6) % 4
+    by_ease = [SelfDistillationLoss(direction=d)(z_a, z_b, y).distillation for d in ("easy_to_hard", "hard_to_easy")]
+    symmetric = SelfDistillationLoss()(z_a, z_b, y).distillation
+    torch.testing.assert_close(sum(by_ease) / 2, symmetric)
+    assert not torch.isclose(*by_ease)
+
+
+def test_with_detach_the_easier_image_is_not_moved_by_the_divergence():
+    z_a = torch.tensor([[3.0, 0.0, 0.0]], requires_grad=True)
+    z_b = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
+    loss = SelfDistillationLoss(direction="easy_to_hard", detach=True)
+    loss(z_a, z_b, torch.tensor([0])).distillation.backward()
+    assert z_a.grad is None or z_a.grad.abs().sum() == 0
+    assert z_b.grad.abs().sum() > 0

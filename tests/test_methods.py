@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd import methods
+from psd import checkpoints, methods, models
 from psd.data.batches import Batch, Batches
 from psd.data.images import ImageData
-from psd.losses import LossTerms, SelfDistillationLoss
-from psd.methods import Method, Progress, Step, single_terms
+from psd.losses import SelfDistillationLoss
+from psd.methods import Method, Progress, Step
 from psd.swap import patch_swap
 
 CLASSES, SAMPLES, N = 4, 24, 8
 PROGRESS = Progress(3, 60, 1, 20.0)
-SWAPPING = {"patch_swap": {"patch_size": 2}, "swap_cross_entropy": {"patch_size": 2}}  # images have 4 x 4 pixels
-DISTILLING = ("pair_distillation", "patch_swap")
+ON_PATCHES = ("patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing", "swap_any_class", "swap_cross_entropy")
+SWAPPING = {name: {"patch_size": 2} for name in ON_PATCHES}  # images have 4 x 4 pixels
+DISTILLING = ("pair_distillation", "patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing")
+TEACHING = ("cs_kd", "kd")  # one more forward, without gradient, for a teacher
+STATEFUL = ("dlb", "ps_kd")
 FEATURES = {"feature_weight": 0.7}
 
 
@@ -43,8 +48,18 @@ class Net(nn.Module):
         return self.out(self.features(x))
 
 
+@functools.cache
+def teacher() -> str:
+    """The file of a network for the classes of these tests."""
+    torch.manual_seed(2)
+    path = Path(tempfile.mkdtemp(prefix="teacher")) / "model.safetensors"
+    checkpoints.save_model(path, models.build("resnet8", CLASSES), {"model": "resnet8", "classes": str(CLASSES)})
+    return str(path)
+
+
 def build(name: str, **options: Any) -> Method:
-    method = methods.build(name, **{**SWAPPING.get(name, {}), **options})
+    given = {"teacher": teacher()} if name == "kd" else SWAPPING.get(name, {})
+    method = methods.build(name, **{**given, **options})
     method.setup(CLASSES, SAMPLES)
     return method
 
@@ -71,7 +86,7 @@ def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SWAPPING)
+@pytest.mark.parametrize("name", [name for name in SWAPPING if name != "swap_any_class"])
 def test_the_parts_of_a_batch_are_swapped_by_the_masks_of_the_whole(name):
     method = build(name)
     batch = batch_of(method)
@@ -109,26 +124,38 @@ def test_a_module_defines_one_method_and_names_it(name):
 @pytest.mark.parametrize("name", ALL)
 def test_passes_per_anchor_counts_the_images_forwarded(name):
     method, model = build(name), Net()
+    if name == "kd":
+        method._teacher.register_forward_pre_hook(lambda module, args: model.counted.append(len(args[0])))
     step(method, model)
     assert sum(model.counted) == method.passes_per_anchor * N
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_all_images_go_through_one_forward(name):
+def test_all_images_that_learn_go_through_one_forward(name):
     model = Net()
     step(build(name), model)
-    assert len(model.counted) == 1
+    assert len(model.counted) == 1 + (name == "cs_kd")
+
+
+def coefficients(method: Any) -> tuple[float, float, float]:
+    """What stands before cross-entropy, distillation and feature term in a method's formula."""
+    if method.name == "kd":
+        return 1 - method.share, method.share, 0
+    if method.name == "tf_kd":
+        return 1 - method.share, method.share * method.multiplier / CLASSES, 0
+    return 1, getattr(method, "weight", 0), getattr(method, "feature_weight", 0)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_terms_add_up_to_the_total(name):
-    options = {"weight": 0.3, **FEATURES} if name in DISTILLING else {}
-    method = build(name, **options)
-    terms = step(method).terms
-    weight, feature_weight = options.get("weight", 0), options.get("feature_weight", 0)
-    assert_close(terms.total, terms.cross_entropy + weight * terms.distillation + feature_weight * terms.feature)
-    if options:
-        assert terms.distillation > 0 and terms.feature > 0
+    method = build(name, **({"weight": 0.3, **FEATURES} if name in DISTILLING else {}))
+    terms, model = None, Net()
+    for number in (3, 4):  # of DLB the second step has all terms
+        torch.manual_seed(0)
+        terms = method.step(model, batch_of(method, number), PROGRESS).terms
+    a, b, c = coefficients(method)
+    assert_close(terms.total, a * terms.cross_entropy + b * terms.distillation + c * terms.feature)
+    assert (terms.distillation > 0) == (b > 0) and (terms.feature > 0) == (c > 0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -142,7 +169,8 @@ def test_the_total_gives_every_weight_a_gradient(name):
 def test_logits_and_target_are_of_the_images_that_were_forwarded(name):
     model = Net()
     result = step(build(name), model)
-    assert result.logits.shape == (sum(model.counted), CLASSES)
+    learning = N if name in TEACHING else sum(model.counted)
+    assert result.logits.shape == (learning, CLASSES)
     assert len(result.target) == len(result.logits)
 
 
@@ -151,7 +179,7 @@ def test_a_step_is_a_function_of_the_global_seed(name):
     method = build(name)
     first = step(method, seed=7)
     step(method, seed=8)
-    again = step(method, seed=7)
+    again = step(build(name), seed=7)
     assert torch.equal(first.terms.total, again.terms.total) and torch.equal(first.logits, again.logits)
 
 
@@ -173,7 +201,7 @@ def test_a_loss_of_bf16_logits_is_computed_in_float32(name):
     assert step(build(name), Bf16()).terms.total.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in STATEFUL])
 def test_a_method_without_state_refuses_the_state_of_another(name):
     method = build(name)
     assert method.state_dict() == {}
@@ -379,108 +407,13 @@ def test_a_bad_value_is_named_with_its_option(name, option, value):
         methods.build(name, **{option: value})
 
 
-@pytest.mark.parametrize("name", SWAPPING)
+@pytest.mark.parametrize("name", ON_PATCHES)
 def test_a_patch_size_that_does_not_divide_the_images_is_refused(name):
     with pytest.raises(ValueError, match="patch_size 3 does not divide the images of 4 x 4 pixels"):
         step(build(name, patch_size=3))
 
 
-# --- methods that are still to come, in small: what the interface must carry
-
-
-@dataclass
-class ClassWise(Method):
-    """Like CS-KD: the partner's prediction, without gradient, teaches the anchor's (Yun et al. 2020)."""
-
-    temperature: float = 4.0
-
-    needs: ClassVar[frozenset[str]] = frozenset({"partner"})
-    passes_per_anchor: ClassVar[int] = 2
-
-    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        with torch.no_grad():
-            teacher = model(batch.partner)
-        logits = model(batch.x)
-        cross_entropy = F.cross_entropy(logits, batch.y)
-        t = self.temperature
-        kl = F.kl_div((logits / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="batchmean", log_target=True)
-        distillation = t**2 * kl
-        terms = LossTerms(cross_entropy + distillation, cross_entropy, distillation, torch.zeros_like(kl))
-        return Step(terms, logits, batch.y)
-
-
-@dataclass
-class Progressive(Method):
-    """Like PS-KD: the prediction of the epoch before softens the target, ever more (Kim et al. 2021)."""
-
-    share: float = 0.8
-
-    def setup(self, classes: int, samples: int) -> None:
-        self.past = torch.zeros(samples, classes)
-        self.seen = torch.zeros(samples, dtype=torch.bool)
-
-    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        logits = model(batch.x)
-        hard = F.one_hot(batch.y, logits.shape[1]).float()
-        share = self.share * (progress.epoch + 1) / progress.epochs * self.seen[batch.index, None]
-        target = (1 - share) * hard + share * self.past[batch.index]
-        self.past[batch.index] = logits.detach().softmax(1)
-        self.seen[batch.index] = True
-        return Step(single_terms(F.cross_entropy(logits, target)), logits, target)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"past": self.past, "seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.past, self.seen = state["past"], state["seen"]
-
-
-@dataclass
-class LastBatch(Method):
-    """Like DLB: the anchors of the step before must be answered as they were then (Shen et al. 2022)."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"previous"})
-    passes_per_anchor: ClassVar[int] = 2
-
-    def setup(self, classes: int, samples: int) -> None:
-        self.answers: dict[str, Tensor] = {}
-
-    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        logits = model(batch.x)
-        loss = F.cross_entropy(logits, batch.y)
-        zero = torch.zeros_like(loss)
-        distillation = zero
-        if batch.previous is not None:
-            assert torch.equal(batch.previous.index, self.answers["index"])
-            again = model(batch.previous.x).log_softmax(1)
-            distillation = F.kl_div(again, self.answers["probability"], reduction="batchmean")
-        self.answers = {"index": batch.index, "probability": logits.detach().softmax(1)}
-        return Step(LossTerms(loss + distillation, loss, distillation, zero), logits, batch.y)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.answers
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.answers = state
-
-
-@dataclass
-class SwapAndCutMix(Method):
-    """CutMix of swapped pairs: both images of a pair get the same box, and the pair keeps one soft target."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"partner"})
-    passes_per_anchor: ClassVar[int] = 2
-
-    def setup(self, classes: int, samples: int) -> None:
-        from torchvision.transforms import v2
-
-        self.mix, self.loss = v2.CutMix(num_classes=classes), SelfDistillationLoss()
-
-    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        pair = torch.cat(patch_swap(batch.x, batch.partner, 2), dim=1)  # (N, 2C, H, W): one box for both
-        pair, target = self.mix(pair, batch.y)  # target: (N, C)
-        logits = model(torch.cat(pair.chunk(2, dim=1)))
-        return Step(self.loss(*logits.chunk(2), target), logits, target.repeat(2, 1))
+# --- methods that keep something from step to step, or are taught from outside
 
 
 def trained(method: Method, model: nn.Module, first: int, last: int) -> list[float]:
@@ -498,74 +431,271 @@ def trained(method: Method, model: nn.Module, first: int, last: int) -> list[flo
     return losses
 
 
-def ready(kind: type[Method]) -> Method:
-    method = kind()
-    method.setup(CLASSES, SAMPLES)
-    return method
-
-
 def through_a_file(state: dict[str, Any], path: Any) -> dict[str, Any]:
     torch.save(state, path)
     return torch.load(path, weights_only=True)
 
 
-def test_a_teacher_without_gradient_teaches_the_anchor_alone():
-    method, model = ready(ClassWise), Net()
+def kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL between softened predictions, written out."""
+    q, p = ((z / temperature).softmax(1) for z in (teacher, student))
+    return temperature**2 * (q * (q / p).log()).sum(1).mean()
+
+
+def test_cs_kd_is_cross_entropy_and_the_divergence_from_the_partner_s_prediction():
+    method, model = build("cs_kd", temperature=3.0, weight=0.5), Net()
+    batch = batch_of(method)
+    terms = step(method, model).terms
+    assert_close(terms.cross_entropy, F.cross_entropy(model(batch.x), batch.y))
+    assert_close(terms.distillation, kl(model(batch.partner), model(batch.x), 3.0))
+
+
+def test_in_cs_kd_the_partner_s_prediction_gets_no_gradient():
+    method, model = build("cs_kd"), Net()
     batch = batch_of(method)
     batch.partner.requires_grad_(), batch.x.requires_grad_()
     method.step(model, batch, PROGRESS).terms.distillation.backward()
     assert batch.partner.grad is None and batch.x.grad.abs().sum() > 0
 
 
-def test_passes_per_anchor_counts_a_teacher_s_forwards():
-    method, model = ready(ClassWise), Net()
-    step(method, model)
-    assert sum(model.counted) == method.passes_per_anchor * N
+def test_ddgsd_lets_two_views_teach_each_other_and_pulls_their_mean_features_together():
+    method, model = build("ddgsd", temperature=2.0), Net()
+    batch = batch_of(method)
+    terms = step(method, model).terms
+    z_1, z_2 = model(batch.x), model(batch.view)
+    assert_close(terms.cross_entropy, (F.cross_entropy(z_1, batch.y) + F.cross_entropy(z_2, batch.y)) / 2)
+    assert_close(terms.distillation, kl(z_2, z_1, 2.0) + kl(z_1, z_2, 2.0))
+    h_1, h_2 = model.features(batch.x), model.features(batch.view)
+    assert_close(terms.feature, ((h_1.mean(0) - h_2.mean(0)) ** 2).sum())
 
 
-def test_sample_indices_lead_to_what_was_stored_an_epoch_before():
-    method, model = ready(Progressive), Net()
+def test_in_ddgsd_a_view_is_moved_as_a_student_alone():
+    method, model = build("ddgsd", temperature=2.0), Net()
+    batch = batch_of(method)
+    z_1, z_2 = model(batch.x), model(batch.view)
+    (kl(z_2.detach(), z_1, 2.0) + kl(z_1.detach(), z_2, 2.0)).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    step(method, model).terms.distillation.backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert_close(parameter.grad, gradient)
+
+
+def test_ps_kd_mixes_the_label_with_the_prediction_of_an_epoch_before():
+    method, model = build("ps_kd", share=0.8), Net()
     batches = Batches(data(), N, 0, method.needs)
     then = {}
     for number in range(batches.steps_per_epoch):
         result = method.step(model, batches[number], Progress(number, 60, 0, 20.0))
+        assert_close(result.terms.total, F.cross_entropy(result.logits, batches[number].y))  # nothing is known yet
         then.update(zip(batches[number].index.tolist(), result.logits.softmax(1).detach(), strict=True))
     batch = batches[batches.steps_per_epoch]
-    target = method.step(model, batch, Progress(batches.steps_per_epoch, 60, 1, 20.0)).target
+    result = method.step(model, batch, Progress(batches.steps_per_epoch, 60, 1, 20.0))
     share = 0.8 * 2 / 20
-    for row, i, y in zip(target, batch.index.tolist(), batch.y, strict=True):
-        assert_close(row, (1 - share) * F.one_hot(y, CLASSES) + share * then[i])
+    old = torch.stack([then[i] for i in batch.index.tolist()])
+    target = (1 - share) * F.one_hot(batch.y, CLASSES) + share * old
+    assert_close(result.terms.total, -(target * result.logits.log_softmax(1)).sum(1).mean())
 
 
-@pytest.mark.parametrize("kind", [Progressive, LastBatch])
+def test_dlb_asks_for_what_was_answered_a_step_before():
+    method, model = build("dlb", temperature=3.0), Net()
+    batches = Batches(data(), N, 0, method.needs)
+    first = method.step(model, batches[0], PROGRESS)
+    assert first.terms.distillation == 0 and len(first.logits) == N
+    with torch.no_grad():
+        model.out.weight.mul_(1.5)  # what is said now is not what was said then
+    second = method.step(model, batches[1], PROGRESS)
+    now = model(batches[1].previous.x)
+    assert_close(second.terms.distillation, kl(first.logits, now, 3.0))
+    both = torch.cat([batches[1].x, batches[1].previous.x]), torch.cat([batches[1].y, batches[1].previous.y])
+    assert_close(second.terms.cross_entropy, F.cross_entropy(model(both[0]), both[1]))
+
+
+def test_tf_kd_s_teacher_is_nearly_uniform():
+    method, model = build("tf_kd"), Net()
+    batch = batch_of(method)
+    terms, z = step(method, model).terms, model(batch.x)
+    u = torch.full((N, CLASSES), 0.01 / (CLASSES - 1))
+    u[range(N), batch.y] = 0.99
+    teacher = (u / 20).softmax(1)
+    assert teacher.max() < 1.05 / CLASSES
+    divergence = (teacher * (teacher.log() - z.log_softmax(1))).sum() / N
+    assert_close(terms.total, 0.9 * F.cross_entropy(z, batch.y) + 0.1 * 100 / CLASSES * divergence)
+
+
+def test_zipf_label_smoothing_ranks_the_other_classes():
+    method = build("zipf_label_smoothing", weight=0.5)
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0], [0.5, 4.0, 0.0, -1.0]])
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([0, 3]), torch.arange(2))
+    terms = method.step(nn.Sequential(Constant(logits)), batch, PROGRESS).terms
+    law = torch.tensor([1, 1 / 2, 1 / 3]) / (1 + 1 / 2 + 1 / 3)
+    expected = 0
+    for ranked in ([3.0, 2.0, 1.0], [4.0, 0.5, 0.0]):  # without the label, the largest first
+        expected = expected + (law * (law / torch.tensor(ranked).softmax(0)).log()).sum() / 2
+    assert_close(terms.distillation, expected)
+    assert_close(terms.total, F.cross_entropy(logits, batch.y) + 0.5 * expected)
+
+
+class Constant(nn.Module):
+    """Says the same whatever it is shown."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits
+
+
+def test_zipf_label_smoothing_needs_classes_to_rank():
+    with pytest.raises(ValueError, match="needs 3 classes or more, to rank the others, got 2"):
+        methods.build("zipf_label_smoothing").setup(2, SAMPLES)
+
+
+def test_kd_is_taught_by_the_network_of_a_file():
+    method, model = build("kd", share=0.7, temperature=3.0), Net()
+    batch = batch_of(method)
+    terms = step(method, model).terms
+    told = checkpoints.load_model(teacher())(batch.x)
+    ce, divergence = F.cross_entropy(model(batch.x), batch.y), kl(told, model(batch.x), 3.0)
+    assert_close(terms.total, 0.3 * ce + 0.7 * divergence)
+
+
+def test_a_teacher_is_in_eval_mode_and_stays_as_it_was():
+    method, model = build("kd"), Net()
+    before = {key: value.clone() for key, value in method._teacher.state_dict().items()}
+    step(method, model).terms.total.backward()
+    assert not method._teacher.training
+    assert all(torch.equal(value, before[key]) for key, value in method._teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in method._teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"teacher": ""}, "method.teacher is missing"), ({"teacher": "nowhere"}, "nowhere: neither a model.safetensors")],
+)
+def test_kd_without_a_teacher_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        build("kd", **options)
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match=f"knows {CLASSES} classes, the data has 7"):
+        methods.build("kd", teacher=teacher()).setup(7, SAMPLES)
+
+
+def test_mixup_with_p_0_is_cross_entropy():
+    assert torch.equal(step(build("mixup", p=0.0)).terms.total, step(build("cross_entropy")).terms.total)
+
+
+def test_mixup_shows_weighted_means_with_their_targets():
+    method, model, seen = build("mixup"), Net(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = batch_of(method)
+    result = step(method, model)
+    other = batch.x.roll(1, 0)  # torchvision's choice of the other image
+    weight = ((seen[0] - other) * (batch.x - other)).sum() / (batch.x - other).square().sum()
+    assert 0 < weight < 1
+    assert_close(seen[0], weight * batch.x + (1 - weight) * other)
+    hot = F.one_hot(batch.y, CLASSES).float()
+    assert_close(result.target, weight * hot + (1 - weight) * hot.roll(1, 0))
+    assert_close(result.terms.total, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
+
+
+def test_random_erasing_blanks_a_rectangle_of_each_image():
+    method, model, seen = build("random_erasing", p=1.0, smallest=0.25, largest=0.25, aspect=1.0), Net(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = batch_of(method)
+    batch.x.add_(10)  # nothing is 0 by itself
+    step_batch(method, model, batch)
+    blank = (seen[0] == 0).all(1)  # (N, H, W)
+    assert (blank.flatten(1).sum(1) == 4).all()  # a quarter of 4 x 4 pixels
+    rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
+    assert (rows == 2).all() and (columns == 2).all()
+    assert len(blank.unique(dim=0)) > 1  # each image its own
+    assert torch.equal(seen[0][~blank[:, None].expand_as(seen[0])], batch.x[~blank[:, None].expand_as(batch.x)])
+
+
+def step_batch(method: Method, model: nn.Module, batch: Batch) -> Step:
+    torch.manual_seed(0)
+    return method.step(model, batch, PROGRESS)
+
+
+def test_random_erasing_with_p_0_is_cross_entropy():
+    assert_close(step(build("random_erasing", p=0.0)).terms.total, step(build("cross_entropy")).terms.total)
+
+
+def test_patch_swap_with_smoothed_labels_is_patch_swap_but_for_its_target():
+    options = {"p": 1.0, "temperature": 2.0, "weight": 0.5}
+    smoothed, plain = (
+        step(build("patch_swap_label_smoothing", smoothing=0.2, **options)),
+        step(build("patch_swap", **options)),
+    )
+    assert torch.equal(smoothed.logits, plain.logits)
+    assert_close(smoothed.terms.distillation, plain.terms.distillation)
+    target = 0.8 * F.one_hot(plain.target, CLASSES) + 0.2 / CLASSES
+    assert_close(smoothed.terms.cross_entropy, -(target * plain.logits.log_softmax(1)).sum(1).mean())
+
+
+def test_patch_swap_with_cutmix_at_p_0_is_patch_swap():
+    mixed, plain = step(build("patch_swap_cutmix", cutmix_p=0.0)), step(build("patch_swap"))
+    assert torch.equal(mixed.terms.total, plain.terms.total)
+
+
+def test_both_images_of_a_pair_get_the_same_box_and_target():
+    method, model, seen = build("patch_swap_cutmix", cutmix_p=1.0), Net(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = batch_of(method)
+    for seed in range(5):
+        result = step(method, model, seed)
+        torch.manual_seed(seed)
+        x_a, x_b = patch_swap(batch.x, batch.partner, 2, p=0.5)
+        got_a, got_b = seen[-1].chunk(2)
+        moved_a, moved_b = ((got != x).all(1) for got, x in ((got_a, x_a), (got_b, x_b)))
+        boxes = (moved_a | moved_b).any(0)  # of all pairs
+        assert torch.equal(torch.where(boxes, x_a.roll(1, 0), x_a), got_a)
+        assert torch.equal(torch.where(boxes, x_b.roll(1, 0), x_b), got_b)
+        kept = 1 - boxes.float().mean()
+        hot = F.one_hot(batch.y, CLASSES).float()
+        assert_close(result.target, (kept * hot + (1 - kept) * hot.roll(1, 0)).repeat(2, 1))
+        assert_close(result.terms.cross_entropy, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
+
+
+def test_a_swap_between_classes_mixes_the_labels_by_area():
+    method, model, seen = build("swap_any_class", p=1.0), Net(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = batch_of(method)
+    batch.partner.add_(20)  # no two pixels are alike
+    result = step_batch(method, model, batch)
+    other, y_b = batch.partner.roll(-1, 0), batch.y.roll(-1)
+    x_a, x_b = seen[0].chunk(2)
+    moved = (x_a != batch.x).any(1).float().mean((1, 2))[:, None]  # (N, 1)
+    assert torch.equal(x_a + x_b, batch.x + other)  # the pair keeps its pixels
+    assert 0 < moved.mean() < 1 and (batch.y != y_b).any()
+    hot_a, hot_b = (F.one_hot(y, CLASSES) for y in (batch.y, y_b))
+    assert_close(result.target, torch.cat([hot_a + moved * (hot_b - hot_a), hot_b + moved * (hot_a - hot_b)]))
+    assert_close(result.terms.total, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", STATEFUL)
 @pytest.mark.parametrize("stop", [2, 5])
-def test_a_method_s_state_continues_from_a_file(kind, stop, tmp_path):
-    whole = trained(ready(kind), Net(), 0, 9)
-    method, model = ready(kind), Net()
+def test_a_method_s_state_continues_from_a_file(name, stop, tmp_path):
+    whole = trained(build(name), Net(), 0, 9)
+    method, model = build(name), Net()
     before = trained(method, model, 0, stop)
     state = through_a_file(method.state_dict(), tmp_path / "state.pt")
-    continued = ready(kind)
+    continued = build(name)
     continued.load_state_dict(state)
     assert before + trained(continued, model, stop, 9) == whole
 
 
-def test_a_run_continued_without_the_method_s_state_is_another():
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_run_continued_without_the_method_s_state_is_another(name):
     model = Net()
-    trained(ready(Progressive), model, 0, 5)
-    assert trained(ready(Progressive), model, 5, 9) != trained(ready(Progressive), Net(), 0, 9)[5:]
+    trained(build(name), model, 0, 5)
+    assert trained(build(name), model, 5, 9) != trained(build(name), Net(), 0, 9)[5:]
 
 
-def test_the_batch_before_is_distilled_from_the_second_step_on():
-    method, model = ready(LastBatch), Net()
-    batches = Batches(data(), N, 0, method.needs)
-    first, second = (method.step(model, batches[number], PROGRESS).terms.distillation for number in (0, 1))
-    assert first == 0 and second > 0
-
-
-def test_soft_targets_of_swapped_pairs_go_through_the_loss():
-    method, model = ready(SwapAndCutMix), Net()
-    result = step(method, model)
-    assert_close(result.target.sum(1), torch.ones(2 * N))
-    expected = -(result.target * result.logits.log_softmax(1)).sum(1).mean()
-    assert_close(result.terms.cross_entropy, expected)
-    assert result.terms.distillation > 0
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_state_is_there_from_the_beginning(name):
+    assert build(name).state_dict()  # by which the trainer knows that this method cannot be cut into parts

@@ -65,6 +65,24 @@ def test_no_records_are_refused():
         plots.comparison([])
 
 
+def test_a_forest_has_the_differences_to_cross_entropy_from_the_best_down():
+    made = [finished("cross_entropy", seed, top1=50 + seed) for seed in range(3)]
+    made += [finished("cutmix", seed, top1=49 + seed + 0.1 * seed) for seed in range(3)]
+    made += [finished("patch_swap", seed, top1=53 + seed + 0.1 * seed) for seed in range(3)]
+    figure = plots.forest(made)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["patch_swap", "cutmix"]
+    assert list(ax.lines[0].get_xdata()) == pytest.approx([3.0, 3.1, 3.2])
+    assert "1 of 2 methods are above cross_entropy" in figure.get_suptitle()
+
+
+def test_a_forest_without_anything_to_compare_is_refused():
+    with pytest.raises(ValueError, match="cross_entropy and of another method"):
+        plots.forest([finished("patch_swap")])
+    with pytest.raises(ValueError, match="one data set, model and budget"):
+        plots.forest([*RECORDS, finished(**{"model.name": "resnet14"})])
+
+
 def test_an_image_grid_shows_the_pixels_and_the_mask():
     image, mask = torch.randint(256, (3, 8, 8), dtype=torch.uint8), torch.eye(2, dtype=torch.bool)
     figure = plots.image_grid([[image, mask]], ["row"], ["left", "right"], title="A finding")

@@ -35,6 +35,7 @@ def record(**changes: Any) -> Record:
         "image_passes": 96,
         "seconds": 1.25,
         "images_per_second": 76.8,
+        "peak_memory": 123_456,
         "device": "cpu, 2 threads",
         "versions": {"torch": "2.6"},
         "revision": "0123abc+",
@@ -291,3 +292,23 @@ def test_there_is_no_revision_without_git(checkout, monkeypatch):
 def test_there_is_no_revision_of_a_checkout_without_a_commit(checkout):
     git(checkout, "update-ref", "-d", "HEAD")
     assert records.revision() is None
+
+
+def test_a_record_older_than_its_peak_of_memory_is_read(tmp_path):
+    record().write(tmp_path / "new.json")
+    values = json.loads((tmp_path / "new.json").read_text())
+    del values["peak_memory"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    assert Record.read(tmp_path / "old.json").peak_memory is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no Linux")
+def test_the_peak_of_memory_is_that_since_it_was_forgotten():
+    cpu = torch.device("cpu")
+    held = torch.ones(50_000_000)  # 200 MB
+    assert records.peak_memory(cpu) > 200e6
+    del held
+    records.forget_peak_memory(cpu)
+    low = records.peak_memory(cpu)
+    torch.ones(25_000_000)
+    assert 90e6 < records.peak_memory(cpu) - low < 150e6

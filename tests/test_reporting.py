@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import pytest
 
 from psd import config, reporting
@@ -238,3 +241,52 @@ def test_fill_makes_every_table_from_its_own_paths(write, tmp_path):
 def test_fill_refuses_a_text_without_a_whole_block(text, tmp_path):
     with pytest.raises(ValueError, match="psd report PATH"):
         reporting.fill(text, tmp_path)
+
+
+# -- costs, numbers, protocols
+
+
+def test_costs_stand_in_columns_of_their_own(write):
+    folder = write(record(image_passes=96_000, peak_memory=512_000_000), record("patch_swap", image_passes=96_000))
+    assert "forwards" not in reporting.report([folder])
+    rows = cells(reporting.report([folder], costs=True))
+    assert [rows[name]["passes"] for name in rows] == ["96,000", "96,000"]
+    assert [rows[name]["forwards"] for name in rows] == ["1", "2"]
+    assert [rows[name]["memory"] for name in rows] == ["512 MB", "–"]
+
+
+def test_the_numbers_are_those_of_the_table(write):
+    folder = write(*seeds("cross_entropy", 50, 60, 70), *seeds("cutmix", 51, 62, 73))
+    first, second = csv.DictReader(io.StringIO(reporting.csv([folder])))
+    assert (first["method"], first["seeds"], second["method"]) == ("cross_entropy", "0 1 2", "cutmix")
+    assert float(second["top1"]) == pytest.approx(62) and float(second["top1_minus_cross_entropy"]) == pytest.approx(2)
+    assert float(second["top1_minus_cross_entropy_half_interval"]) == pytest.approx(T_975_2 / 3**0.5)
+    assert first["top1_minus_cross_entropy"] == second["top1_minus_pair_cross_entropy"] == first["peak_memory"] == ""
+    assert (float(first["ece"]), int(first["n_test"]), float(first["seconds"])) == (0.25, 2000, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer.lr": 0.2}, r"optimizer\.lr: 0\.1 != 0\.2"),
+        ({"data.batch_size": 32}, r"data\.batch_size: 64 != 32"),
+        ({"data.flip": True}, r"data\.flip"),
+        ({"run.precision": "bf16"}, r"run\.precision"),
+        ({"run.accumulate": 2}, r"run\.accumulate"),
+    ],
+)
+def test_unequal_protocols_do_not_stand_in_one_table(change, words, write):
+    folder = write(record(), record("patch_swap", **change))
+    with pytest.raises(ValueError, match=f"cannot stand in one table, as their protocols differ: {words}"):
+        reporting.report([folder])
+
+
+def test_other_test_images_are_another_protocol(write):
+    other = {"top1": 50.0, "top5": 90.0, "nll": 1.5, "ece": 0.25, "n_test": 1000}
+    with pytest.raises(ValueError, match=r"test\.images: 2000 != 1000"):
+        reporting.report([write(record(), record("patch_swap", final=other))])
+
+
+def test_where_a_run_was_made_is_no_protocol(write):
+    changes = {"run.evaluate_every": 3, "data.workers": 2, "run.compile": "off", "device": "a GPU"}
+    assert "| patch_swap " in reporting.report([write(record(), record("patch_swap", **changes))])

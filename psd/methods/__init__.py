@@ -84,14 +84,11 @@ class Method:
             raise ValueError(f"method {self.name} keeps no state, but the checkpoint holds {sorted(state)}")
 
 
-def swap_part(
-    x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """`psd.patch_swap` of one part of a step's batch, by the masks that the whole batch would have there."""
+def part_mask(x: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress) -> Tensor:
+    """The masks that a whole batch would have for the rows of one part of it: bool (N, H/m, W/m)."""
     height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-    grid = x_a.shape[2] // height, x_a.shape[3] // width
-    masks = swap.patch_mask(len(x_a) * progress.parts, grid, p=p, ratio=ratio, device=x_a.device)
-    return swap.patch_swap(x_a, x_b, patch_size, mask=progress.own(masks))
+    grid = x.shape[2] // height, x.shape[3] // width
+    return progress.own(swap.patch_mask(len(x) * progress.parts, grid, p=p, ratio=ratio, device=x.device))
 
 
 def single_terms(cross_entropy: Tensor) -> LossTerms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
@@ -32,9 +32,11 @@ class CutMix(Method):
 
         self._mix = v2.CutMix(alpha=self.alpha, num_classes=classes)
 
+    def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and targets (N, C), or, with probability 1 - p, the images and labels (N,) as they are."""
+        return self._mix(x, y) if torch.rand(()) < self.p else (x, y)
+
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        x, target = batch.x, batch.y
-        if torch.rand(()) < self.p:
-            x, target = self._mix(x, target)  # target: (N, C)
+        x, target = self.mix(batch.x, batch.y)
         logits = model(x)
         return Step(single_terms(F.cross_entropy(logits.float(), target)), logits, target)

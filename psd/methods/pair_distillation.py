@@ -45,12 +45,17 @@ class PairDistillation(Method):
         assert batch.partner is not None
         return batch.x, batch.partner
 
+    def pair(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+        """The two images of each pair and their target: labels (N,) or probabilities (N, C)."""
+        return *self.images(batch, progress), batch.y
+
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        x = torch.cat(self.images(batch, progress))  # (2N, C, H, W)
+        *images, target = self.pair(batch, progress)
+        x = torch.cat(images)  # (2N, C, H, W)
         if self.feature_weight > 0:
             features, logits = features_and_logits(model, x)
-            terms = self._loss(*logits.chunk(2), batch.y, *features.chunk(2))
+            terms = self._loss(*logits.chunk(2), target, *features.chunk(2))
         else:
             logits = model(x)
-            terms = self._loss(*logits.chunk(2), batch.y)
-        return Step(terms, logits, batch.y.repeat(2))
+            terms = self._loss(*logits.chunk(2), target)
+        return Step(terms, logits, torch.cat([target, target]))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from psd.data.batches import Batch
-from psd.methods import Progress, swap_part
+from psd.methods import Progress, part_mask
 from psd.methods.pair_cross_entropy import PairCrossEntropy
 from psd.swap import PatchSwap as Swap
-from psd.swap import Ratio
+from psd.swap import Ratio, patch_swap
 
 
 @dataclass
@@ -25,4 +25,6 @@ class SwapCrossEntropy(PairCrossEntropy):
         Swap(self.patch_size, self.p, self.ratio)  # refuses what is out of range
 
     def images(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
-        return swap_part(*super().images(batch, progress), self.patch_size, self.p, self.ratio, progress)
+        x_a, x_b = super().images(batch, progress)
+        mask = part_mask(x_a, self.patch_size, self.p, self.ratio, progress)
+        return patch_swap(x_a, x_b, self.patch_size, mask=mask)
