@@ -405,8 +405,11 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
         raise ValueError(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
     chosen = [*listed, *([values["method"]] if "method" in values else [])]
     if names is not None:
-        named = {name: [method for method in chosen if method["name"] == name] or [{"name": name}] for name in names}
-        chosen = [method for found in named.values() for method in found]
+        chosen = [
+            method
+            for name in names
+            for method in [listed for listed in chosen if listed["name"] == name] or [{"name": name}]
+        ]
     base = {key: value for key, value in values.items() if key not in ("compare", "method", "budget")}
     return Comparison(base, chosen, listed_seeds if seeds is None else seeds, budgets)
 
