@@ -19,6 +19,9 @@ from psd.records import Record
 from psd.reporting import BASELINE, by_method, differences, heading, interval
 
 
+LEGEND = 8  # methods of a figure whose loss curves can be told apart by a legend; of more, the colours of the dots tell
+
+
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
     """Write a figure whole or not at all; the format is that of the path's ending."""
     path = Path(path)
@@ -47,7 +50,8 @@ def comparison(records: Sequence[Record]) -> Figure:
     for name, row in rows.items():
         _loss_curve(loss, name, row, colours[name])
     loss.set(xlabel="image passes", ylabel="training cross-entropy (nats)", yscale="log")
-    loss.legend(fontsize="small", framealpha=0.85)
+    if len(rows) <= LEGEND:
+        loss.legend(fontsize="small", framealpha=0.85)
     loss.grid(alpha=0.3)
     _dots(accuracy, rows, "top1", colours)
     accuracy.set_xlabel("test accuracy (%)")
@@ -90,7 +94,9 @@ def forest(records: Sequence[Record]) -> Figure:
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.set_xlabel(f"points of top-1 above {BASELINE} (95% interval over seeds; gray: it holds zero)")
+    ax.set_xlabel(
+        f"points of top-1 above {BASELINE}, mean and 95% interval over seeds\n(gray: the interval holds zero)"
+    )
     ax.grid(axis="x", alpha=0.3)
     many = f"{clear} of {len(found)} methods are above {BASELINE} with an interval apart from zero"
     figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import psd
-from psd import cli, config, reporting
+from psd import cli, config, methods, reporting
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,6 +72,11 @@ def test_the_run_that_it_evaluates_is_the_one_that_it_trains():
     options = cli._parse(shlex.split(trained)[1:])
     made = config.from_dict(cli.read_settings(options.config, options.settings))
     assert f"psd evaluate {made.run.output}/{made.name}" in COMMANDS
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_it_names_every_method(name):
+    assert f"`{name}`" in TEXT
 
 
 def test_every_make_target_it_names_exists():

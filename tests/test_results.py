@@ -16,7 +16,7 @@ FILES = sorted(RESULTS.rglob("*.json"))
 # What README and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("cifar100-small", {}),
-    "shapes/resnet8/96kpass": ("shapes", {}),
+    "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes/resnet8/125ep": ("shapes", {"budget": {"epochs": 125}}),
     "cifar100-small-per_class25/resnet14/200kpass": (
         "cifar100-small",
