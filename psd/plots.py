@@ -18,7 +18,6 @@ from torch import Tensor
 from psd.records import Record
 from psd.reporting import BASELINE, by_method, differences, heading, interval
 
-
 LEGEND = 8  # methods of a figure whose loss curves can be told apart by a legend; of more, the colours of the dots tell
 
 
