@@ -78,7 +78,7 @@ def measure(config: Config, seconds: float = 20, turns: int = 5) -> Rates:
 
 def _measure(run: Run, seconds: float, turns: int) -> Rates:
     images = run.passes_per_step // run.share.parts
-    per_anchor = 1 + len(run.method.needs)
+    per_anchor = 1 + len(run.method.needs - {"raw"})
     stream = run.batches if isinstance(run.batches, Stream) else None
     queue = PREFETCHED * stream.workers if stream else 0
     works = {

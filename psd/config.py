@@ -421,12 +421,19 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """
     found = []
     for section in sorted({*a, *b}):
-        default = {f.name: f.default for f in dataclasses.fields(SECTIONS[section])} if section in SECTIONS else {}
-        left, right = {**default, **a.get(section, {})}, {**default, **b.get(section, {})}
+        left, right = ({**_defaults(section, side.get(section, {})), **side.get(section, {})} for side in (a, b))
         for key in sorted({*left, *right}):
             if f"{section}.{key}" not in NOT_PART_OF_THE_RESULT and left.get(key) != right.get(key):
                 found.append(f"{section}.{key}: {left.get(key)!r} != {right.get(key)!r}")
     return found
+
+
+def _defaults(section: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a setting that is not among the options of a section has."""
+    kind = SECTIONS.get(section)
+    if section == "method" and options.get("name") in methods.names():
+        kind = methods.find(options["name"])
+    return {} if kind is None else {f.name: f.default for f in dataclasses.fields(kind)}
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -281,6 +281,33 @@ def test_a_batch_does_not_share_memory_with_the_next():
     assert same(made[0], batches()[0])
 
 
+# --- pairs before augmentation
+
+
+def test_raw_pairs_augmented_are_the_pairs_of_the_batch():
+    batch = batches(needs=("partner", "raw"))[4]
+    assert batch.raw.a.dtype == torch.uint8 and batch.raw.a.shape == (7, 3, SIDE, SIDE)
+    assert (batch.raw.a[:, 0, 0, 0] - 1).tolist() == batch.index.tolist()
+    for given, augmented in zip((batch.x, batch.partner), batch.raw.augment(batch.raw.a, batch.raw.b), strict=True):
+        assert torch.equal(given, augmented)
+
+
+def test_what_is_done_to_raw_pairs_is_cut_with_them():
+    batch = batches(needs=("partner", "raw"), flip=False)[0]
+    a = batch.raw.a.clone()
+    a[:, 0] = 200
+    x_a, x_b = batch.raw.augment(a, batch.raw.b)
+    seen = pixels(x_a)
+    border = seen[:, 1] == 0  # black has no row
+    assert torch.equal(seen[:, 0], torch.where(border, 0, 200)) and torch.equal(seen[:, 1:], pixels(batch.x)[:, 1:])
+    assert torch.equal(x_b, batch.partner)
+
+
+def test_raw_images_without_partners_are_refused():
+    with pytest.raises(ValueError, match='needs "raw" is of pairs'):
+        batches(needs=("raw",))
+
+
 # --- shares of a batch
 
 
@@ -309,7 +336,7 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
 
 
 def test_an_unknown_need_is_refused():
-    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, view, previous"):
+    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, view, previous, raw"):
         batches(needs=("partners",))
 
 

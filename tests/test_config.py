@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
     "model": {"name": "resnet14"},
     "method": {"name": "patch_swap", "temperature": 2.0, "weight": 0.5, "detach": True, "direction": "a_to_b"}
     | {"cross_entropy": "a", "feature_weight": 0.1, "feature_distance": "mse", "patch_size": 8, "p": 0.9}
-    | {"ratio": "uniform"},
+    | {"ratio": "uniform", "before": True},
     "budget": {"epochs": None, "image_passes": 3000},
     "optimizer": {"lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.1, "clip_norm": 5.0},
     "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "device": "cpu", "precision": "fp32"}
@@ -480,6 +480,13 @@ def test_differences_tell_methods_apart():
     a, b = (Config(method=methods.build(name)).to_dict() for name in ("pair_distillation", "patch_swap"))
     assert "method.name: 'pair_distillation' != 'patch_swap'" in differences(a, b)
     assert "method.patch_size: None != 4" in differences(a, b)
+
+
+def test_an_option_that_an_old_record_of_a_method_lacks_had_its_default():
+    old, now = Config().to_dict(), Config().to_dict()
+    del old["method"]["before"]
+    assert differences(old, now) == []
+    assert differences(old, {**now, "method": {**now["method"], "before": True}}) == ["method.before: False != True"]
 
 
 @pytest.mark.parametrize("key", HOW_TO_RUN)

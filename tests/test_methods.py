@@ -312,6 +312,24 @@ def test_patch_swap_with_p_0_is_pair_distillation(features):
     assert all(torch.equal(a, b) for a, b in zip(swapped.terms, pairs.terms, strict=True))
 
 
+def test_a_swap_before_augmentation_is_cut_afterwards():
+    method = build("patch_swap", before=True, p=1.0)
+    batch = batch_of(method)
+    torch.manual_seed(5)
+    x_a, x_b = method.images(batch, PROGRESS)
+    torch.manual_seed(5)
+    a, b = patch_swap(batch.raw.a, batch.raw.b, 2, p=1.0)
+    expected = batch.raw.augment(a, b)
+    assert torch.equal(x_a, expected[0]) and torch.equal(x_b, expected[1])
+    assert not torch.equal(x_a, batch.x)
+
+
+def test_a_swap_before_augmentation_with_p_0_is_pair_distillation():
+    swapped, pairs = step(build("patch_swap", before=True, p=0.0)), step(build("pair_distillation"))
+    assert all(torch.equal(a, b) for a, b in zip(swapped.terms, pairs.terms, strict=True))
+    assert "raw" not in methods.find("patch_swap").needs  # of that instance alone
+
+
 def test_swap_cross_entropy_with_p_0_is_pair_cross_entropy():
     swapped, plain = step(build("swap_cross_entropy", p=0.0)), step(build("pair_cross_entropy"))
     assert torch.equal(swapped.terms.total, plain.terms.total)

@@ -647,6 +647,7 @@ def test_the_cores_are_divided_among_the_processes(data, monkeypatch, cores, pro
         ({"batch_size": 25}, r"data\.batch_size .* 24 training images, got 25"),
         ({"share": Share(0, 4)}, r"data\.batch_size 6 cannot be cut into 4 equal parts"),
         ({"needs": ("partners",)}, r"\['partners'\] are unknown"),
+        ({"needs": ("partner", "raw")}, r"nothing can be done before: .* method\.before to false"),
         ({"crop_size": 0}, r"data\.crop_size must be at least 1 pixel, got 0"),
         ({"crop_scale": 0.0}, r"data\.crop_scale must lie above 0 and at most at 1, got 0\.0"),
         ({"crop_scale": 1.01}, r"data\.crop_scale .* got 1\.01"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from psd.data.images import ImageData
 from psd.pairs import ClassPairs, same_class_partner
 from psd.seeding import generator_for
 
-NEEDS = ("partner", "view", "previous")
+NEEDS = ("partner", "view", "previous", "raw")
 
 
 class Share(NamedTuple):
@@ -51,6 +51,8 @@ def check_batches(samples: int, batch_size: int, needs: Collection[str], share: 
     """ValueError for a batch larger than the data or not divisible into the parts, and for unknown needs."""
     if not 1 <= batch_size <= samples:
         raise ValueError(f"data.batch_size must lie between 1 and the {samples} training images, got {batch_size}")
+    if "raw" in needs and "partner" not in needs:
+        raise ValueError('needs "raw" is of pairs: it needs "partner" as well')
     if batch_size % share.parts:
         raise ValueError(
             f"data.batch_size {batch_size} cannot be cut into {share.parts} equal parts "
@@ -62,12 +64,22 @@ def check_batches(samples: int, batch_size: int, needs: Collection[str], share: 
 
 
 @dataclass
+class RawPair:
+    """Anchors and partners before augmentation, uint8 (N, C, H, W), and the function that makes `Batch.x` and
+    `Batch.partner` of them, each by its own crop and flip: so a method can do something to the images first."""
+
+    a: Tensor
+    b: Tensor
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
 class Batch:
     """One step's images, augmented and normalised: float32 (N, C, H, W), channels_last.
 
     `partner` holds another image of each anchor's class, `view` a second augmentation of the anchors, and
-    `previous` the anchors of the step before under a new augmentation (None in step 0). They are None unless the
-    method needs them.
+    `previous` the anchors of the step before under a new augmentation (None in step 0), `raw` the pairs before
+    augmentation. They are None unless the method needs them.
     """
 
     x: Tensor
@@ -76,6 +88,7 @@ class Batch:
     partner: Tensor | None = None
     view: Tensor | None = None
     previous: Batch | None = None
+    raw: RawPair | None = None
 
 
 class Batches:
@@ -87,7 +100,7 @@ class Batches:
         data: the training images.
         batch_size: anchors per step.
         seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
-        needs: which of "partner", "view", "previous" to provide.
+        needs: which of "partner", "view", "previous", "raw" (with "partner") to provide.
         crop_padding: pixels of black border of which a random window is cut; the data's own if None.
         flip: mirror half of the images; the data's own if None.
         device: where the images live and the batches are made.
@@ -121,8 +134,9 @@ class Batches:
         self.device = torch.device(device)
         self.targets = data.targets.to(self.device)
         self.height, self.width = data.images.shape[2:]
-        padded = F.pad(data.images.to(self.device), (self.padding,) * 4)
-        self._pixels = padded.permute(0, 2, 3, 1).reshape(-1, data.images.shape[1])  # (M * H' * W', C)
+        images = data.images.to(self.device)
+        self._pixels = self._padded_pixels(images)
+        self._raw = images if "raw" in self.needs else None
         mean, std = torch.tensor(data.mean), torch.tensor(data.std)
         self._shift = (-255 * mean)[:, None, None].to(self.device)
         self._scale = (1 / (255 * std))[:, None, None].to(self.device)
@@ -142,6 +156,8 @@ class Batches:
         if "partner" in self.needs:
             partners = self._draw("partners", epoch)[anchors]
             batch.partner = self._images("partner", epoch, partners, rows)
+            if self._raw is not None:
+                batch.raw = RawPair(self._raw[anchors], self._raw[partners], partial(self._augment, epoch, rows))
         if "view" in self.needs:
             batch.view = self._images("view", epoch, anchors, rows)
         if "previous" in self.needs and step > 0:
@@ -171,8 +187,21 @@ class Batches:
         mirrored = torch.randint(2, (m, 1), generator=generator, device=self.device) * self.flip
         return torch.cat([corner, mirrored], dim=1)
 
+    def _padded_pixels(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) with their black border, pixel after pixel: (N * H' * W', C)."""
+        return F.pad(images, (self.padding,) * 4).permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+
     def _images(self, role: str, epoch: int, index: Tensor, rows: slice) -> Tensor:
         """Crop, flip and normalise the images `index`; the draws are those of the epoch's `rows`."""
+        return self._cut(self._pixels, role, epoch, index, rows)
+
+    def _augment(self, epoch: int, rows: slice, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for images that are given, uint8 (N, C, H, W), by the draws of anchors and partners."""
+        index = torch.arange(len(a), device=self.device)
+        x_a = self._cut(self._padded_pixels(a), "anchor", epoch, index, rows)
+        return x_a, self._cut(self._padded_pixels(b), "partner", epoch, index, rows)
+
+    def _cut(self, pixels: Tensor, role: str, epoch: int, index: Tensor, rows: slice) -> Tensor:
         top, left, mirrored = self._draw(f"crop {role}", epoch)[rows].unbind(1)
         y = top[:, None] + torch.arange(self.height, device=self.device)  # (N, H)
         x = torch.arange(self.width, device=self.device)
@@ -180,7 +209,7 @@ class Batches:
         padded_height, padded_width = self.height + 2 * self.padding, self.width + 2 * self.padding
         row = (index[:, None] * padded_height + y) * padded_width  # first pixel of each row: (N, H)
         pixel = row[:, :, None] + x[:, None, :]  # (N, H, W)
-        images: Tensor = self._pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
+        images: Tensor = pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
         return images.permute(0, 3, 1, 2).float().add_(self._shift).mul_(self._scale)
 
 

@@ -116,6 +116,11 @@ class Stream:
     ) -> None:
         check_batches(len(data), batch_size, needs, share)
         _check_crop_size(crop_size)
+        if "raw" in needs:
+            raise ValueError(
+                "images that are streamed from files are cut as they are decoded, so nothing can be done before: "
+                "set data.size to decode them into memory, or method.before to false"
+            )
         if not 0 < crop_scale <= 1:
             raise ValueError(f"data.crop_scale must lie above 0 and at most at 1, got {crop_scale}")
         if "partner" in needs:

@@ -55,12 +55,13 @@ class Step:
 class Method:
     """Base of all methods.
 
-    needs: of "partner" (another image of each anchor's class), "view" (a second augmentation) and "previous" (the
-        batch before, augmented anew): what the batch must hold. Sample indices are always there.
+    needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the batch
+        before, augmented anew) and "raw" (the pairs before augmentation): what the batch must hold. Sample indices are
+        always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()  # an instance may need more, by its options
     passes_per_anchor: ClassVar[int] = 1
 
     @property

@@ -17,19 +17,26 @@ from psd.swap import Ratio, patch_swap
 class PatchSwap(PairDistillation):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`; the rest as in `psd.SelfDistillationLoss`.
 
-    The swap stands after crop, flip and normalisation, right before the forward pass.
+    before: swap before crop and flip, which each image of the pair then has of its own; by default the swap stands
+    after crop, flip and normalisation, right before the forward pass.
     Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.
     """
 
     patch_size: int | tuple[int, int] = 4
     p: float = 0.5
     ratio: Ratio = 0.5
+    before: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Swap(self.patch_size, self.p, self.ratio)  # refuses what is out of range
+        if self.before:
+            self.needs = self.needs | {"raw"}  # type: ignore[misc]  # of this instance
 
     def images(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
-        x_a, x_b = super().images(batch, progress)
-        mask = part_mask(x_a, self.patch_size, self.p, self.ratio, progress)
-        return patch_swap(x_a, x_b, self.patch_size, mask=mask)
+        if batch.raw is not None:
+            return batch.raw.augment(*self._swapped(batch.raw.a, batch.raw.b, progress))
+        return self._swapped(*super().images(batch, progress), progress)
+
+    def _swapped(self, a: Tensor, b: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        return patch_swap(a, b, self.patch_size, mask=part_mask(a, self.patch_size, self.p, self.ratio, progress))
