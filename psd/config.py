@@ -353,7 +353,7 @@ class Comparison:
 
     def configs(self) -> list[Config]:
         made = [
-            from_dict({**self.base, "budget": budget, **self._sections(method, seed)})
+            from_dict({**self.base, "budget": budget, **self._sections(method, seed, budget)})
             for budget in self.budgets
             for seed in self.seeds
             for method in self.methods
@@ -364,12 +364,12 @@ class Comparison:
                 raise ValueError(f"compare: two runs have the record {name}; name each method, seed and budget once")
         return made
 
-    def _sections(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
-        """`{output}` and `{seed}` in a text are this run's: a teacher may be another run of this comparison."""
+    def _sections(self, method: dict[str, Any], seed: int, budget: dict[str, Any]) -> dict[str, Any]:
+        """{output}, {budget} and {seed} in a text are the run's own: a teacher may be another run of the comparison."""
         run = {**self.base.get("run", {}), "seed": seed}
         if "variant" in method:
             run["variant"] = method["variant"]
-        places = {"output": run.get("output", RunConfig.output), "seed": seed}
+        places = {"output": run.get("output", RunConfig.output), "seed": seed, "budget": BudgetConfig(**budget).label}
         options = {key: value for key, value in method.items() if key != "variant"}
         filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
         return {"method": filled, "run": run}
