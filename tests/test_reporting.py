@@ -290,3 +290,11 @@ def test_other_test_images_are_another_protocol(write):
 def test_where_a_run_was_made_is_no_protocol(write):
     changes = {"run.evaluate_every": 3, "data.workers": 2, "run.compile": "off", "device": "a GPU"}
     assert "| patch_swap " in reporting.report([write(record(), record("patch_swap", **changes))])
+
+
+def test_seeds_of_a_row_may_have_teachers_of_their_own_seed(write):
+    taught = [record("kd", seed, **{"method.teacher": f"runs/cross_entropy-s{seed}"}) for seed in (0, 1)]
+    assert "| kd " in reporting.report([write(*taught)])
+    other = record("kd", 2, **{"method.teacher": "runs/cutmix-s2"})
+    with pytest.raises(ValueError, match=r"kd: seeds 0 and 2 ran with different settings, method\.teacher"):
+        reporting.report([write(*taught, other, folder="other")])
