@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from psd import config, methods
+from psd import config
 from psd.records import Record
 
 BASELINE = "cross_entropy"
@@ -179,8 +179,10 @@ def _protocol(record: Record) -> dict[str, Any]:
 
 
 def _forwards(record: Record) -> int:
-    """Images that a step forwards for one anchor; what is published may be older than the method's present form."""
-    return methods.find(record.method).passes_per_anchor
+    """Images that a step forwards for one anchor, from the record itself: a method may be another by now, or gone."""
+    steps: int = sum(entry["steps"] for entry in record.epochs)
+    anchors: int = steps * record.config["data"]["batch_size"]
+    return round(record.image_passes / anchors)
 
 
 def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:

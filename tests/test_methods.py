@@ -330,6 +330,11 @@ def test_a_swap_before_augmentation_with_p_0_is_pair_distillation():
     assert "raw" not in methods.find("patch_swap").needs  # of that instance alone
 
 
+def test_a_swap_before_augmentation_is_refused_where_it_would_be_ignored():
+    with pytest.raises(ValueError, match=r"method\.before does not apply to patch_swap_variant"):
+        build("patch_swap_variant", before=True)
+
+
 def test_swap_cross_entropy_with_p_0_is_pair_cross_entropy():
     swapped, plain = step(build("swap_cross_entropy", p=0.0)), step(build("pair_cross_entropy"))
     assert torch.equal(swapped.terms.total, plain.terms.total)

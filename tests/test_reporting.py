@@ -247,10 +247,11 @@ def test_fill_refuses_a_text_without_a_whole_block(text, tmp_path):
 
 
 def test_costs_stand_in_columns_of_their_own(write):
-    folder = write(record(image_passes=96_000, peak_memory=512_000_000), record("patch_swap", image_passes=96_000))
+    single, pairs = 18 * 64, 2 * 18 * 64  # steps and anchors of a step, see `record`
+    folder = write(record(image_passes=single, peak_memory=512_000_000), record("patch_swap", image_passes=pairs))
     assert "forwards" not in reporting.report([folder])
     rows = cells(reporting.report([folder], costs=True))
-    assert [rows[name]["passes"] for name in rows] == ["96,000", "96,000"]
+    assert [rows[name]["passes"] for name in rows] == ["1,152", "2,304"]
     assert [rows[name]["forwards"] for name in rows] == ["1", "2"]
     assert [rows[name]["memory"] for name in rows] == ["512 MB", "–"]
 

@@ -33,6 +33,8 @@ class PatchSwapVariant(PatchSwap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.before:
+            raise ValueError("method.before does not apply to patch_swap_variant; leave it false")
         share = ">= 0 and <= 1"
         check_settings("method", _Options(self.end, self.ramp, self.mix_sizes), end=share, ramp=share, mix_sizes=">= 0")
 
