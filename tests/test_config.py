@@ -47,26 +47,6 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
 }
 
 
-# --- recipes
-
-FULL_SCALE = ("cifar100", "imagenet", "tiny_imagenet")
-
-
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.partition("/")[0] in FULL_SCALE])
-def test_every_value_of_a_full_scale_recipe_has_its_source_or_reason_beside_it(name):
-    text = recipe_path(name).read_text(encoding="utf-8").partition("compare:")[0]
-    values = [line for line in text.splitlines() if re.match(r"  \w+: ", line)]
-    plain = re.compile(r"  (name|evaluate_every|checkpoint_every): ")
-    silent = [line for line in values if "#" not in line and not plain.match(line)]
-    assert len(values) > 10 and silent == []
-
-
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-patch_swap")])
-def test_the_baseline_of_a_recipe_differs_in_the_method_alone(name):
-    ours, baseline = recipe(name), recipe(name.replace("patch_swap", "cross_entropy"))
-    assert {d.partition(".")[0] for d in differences(ours.to_dict(), baseline.to_dict())} == {"method"}
-
-
 # --- to_dict and from_dict
 
 
@@ -121,6 +101,21 @@ def test_the_default_run_is_patch_swap():
 # --- recipes
 
 FULL_SCALE = ("cifar100", "imagenet", "tiny_imagenet")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.partition("/")[0] in FULL_SCALE])
+def test_every_value_of_a_full_scale_recipe_has_its_source_or_reason_beside_it(name):
+    text = recipe_path(name).read_text(encoding="utf-8").partition("compare:")[0]
+    values = [line for line in text.splitlines() if re.match(r"  \w+: ", line)]
+    plain = re.compile(r"  (name|evaluate_every|checkpoint_every): ")
+    silent = [line for line in values if "#" not in line and not plain.match(line)]
+    assert len(values) > 10 and silent == []
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-patch_swap")])
+def test_the_baseline_of_a_recipe_differs_in_the_method_alone(name):
+    ours, baseline = recipe(name), recipe(name.replace("patch_swap", "cross_entropy"))
+    assert {d.partition(".")[0] for d in differences(ours.to_dict(), baseline.to_dict())} == {"method"}
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -104,7 +104,14 @@ def test_the_parts_of_a_batch_are_swapped_by_the_masks_of_the_whole(name):
 
 # --- all methods
 
+
 ALL = methods.names()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_method_s_docstring_is_its_card(name):
+    card = " ".join((methods.find(name).__doc__ or "").split())
+    assert all(f"{what}: " in card for what in ("Loss", "Cost", "Memory", "Needs", "Source"))
 
 
 def test_the_methods_are_the_files_of_their_folder():

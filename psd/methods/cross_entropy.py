@@ -13,6 +13,8 @@ from psd.methods import Method, Progress, Step, single_terms
 
 @dataclass
 class CrossEntropy(Method):
+    """Loss: CE(z, y). Cost: 1 forward, 1 backward. Memory: none. Needs: nothing. Source: the usual one."""
+
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)
         return Step(single_terms(F.cross_entropy(logits.float(), batch.y)), logits, batch.y)

@@ -17,8 +17,10 @@ from psd.methods import Method, Progress, Step, single_terms
 class CutMix(Method):
     """alpha: both parameters of the Beta distribution of the area that is kept. p: probability that a batch is mixed.
 
-    torchvision's CutMix (one box for the whole batch). Source: Yun et al. 2019, arXiv 1905.04899; alpha 1 and p 0.5
-    are the settings of its CIFAR-100 experiments.
+    Loss: l CE(z, y_a) + (1 - l) CE(z, y_b), l = share of the area that is kept; one box for the whole batch
+    (torchvision's CutMix).
+    Cost: 1 forward, 1 backward. Memory: none. Needs: nothing; images of any class are mixed.
+    Source: Yun et al. 2019, arXiv 1905.04899; alpha 1 and p 0.5 are the settings of its CIFAR-100 experiments.
     """
 
     alpha: float = 1.0

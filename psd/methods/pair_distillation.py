@@ -16,7 +16,12 @@ from psd.models import features_and_logits
 
 @dataclass
 class PairDistillation(Method):
-    """Options as in `psd.SelfDistillationLoss`. Both images of each pair go through one forward pass."""
+    """Options as in `psd.SelfDistillationLoss`.
+
+    Loss: that of `psd.SelfDistillationLoss` on the two images of each pair.
+    Cost: 1 forward and 1 backward of 2N images. Memory: none. Needs: partners.
+    Source: our control, patch swap without the swap. CS-KD is its form without gradient into the partner's prediction.
+    """
 
     temperature: float = 4.0
     weight: float = 1.0

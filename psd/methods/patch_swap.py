@@ -17,6 +17,8 @@ from psd.swap import Ratio, patch_swap
 class PatchSwap(PairDistillation):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`; the rest as in `psd.SelfDistillationLoss`.
 
+    Loss: that of `psd.SelfDistillationLoss` on the two swapped images of each pair.
+    Cost: 1 forward and 1 backward of 2N images. Memory: none. Needs: partners.
     before: swap before crop and flip, which each image of the pair then has of its own; by default the swap stands
     after crop, flip and normalisation, right before the forward pass.
     Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.

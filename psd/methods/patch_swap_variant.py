@@ -22,6 +22,7 @@ class PatchSwapVariant(PatchSwap):
     takes patch_size alone. mean: both predictions are taught by their mean, without gradient into it. layer: module
     whose output is swapped in the place of the images, with patch_size in pixels of its map. The rest as in patch_swap.
 
+    Loss: that of patch_swap, changed as said.
     Cost: 1 forward and 1 backward of 2N images. Memory: none. Needs: partners. Source: our ideas.
     """
 
