@@ -31,7 +31,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as T
 
-from psd.data.stream import resized_crop
+from psd.data.decoding import resized_crop
 
 CROP = 224
 Job = tuple[Path, tuple[int, int, int, int]]  # file, window (top, left, height, width)

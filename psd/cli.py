@@ -36,7 +36,7 @@ GO_ON = "the same command with `--run.resume auto` goes on from the last checkpo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
-    from psd.data.stream import WorkerEnded
+    from psd.data.decoding import WorkerEnded
     from psd.training import Diverged, Interrupted
 
     remedy = ""

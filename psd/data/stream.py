@@ -7,43 +7,34 @@ epoch, role); a worker is told a file and a seed and remembers nothing.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, floor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from psd.data.batches import Batch, Share, check_batches
+from psd.data.decoding import (
+    Centres,
+    Decoded,
+    Item,
+    TrainingCrops,
+    is_end_of_worker,
+    make_loader,
+    shut_down,
+    worker_count,
+    worker_error,
+)
 from psd.data.folder import MEAN, STD
 from psd.pairs import ClassPairs, same_class_partner
 from psd.seeding import generator_for, seed_for
 
 if TYPE_CHECKING:
-    from multiprocessing.context import BaseContext
-
-    from PIL.Image import Image
     from torchvision.datasets import ImageFolder
-
-RATIO = (3 / 4, 4 / 3)  # width / height of a training window, as torchvision's RandomResizedCrop has it
-RESIZED, CROPPED = 256, 224  # of evaluation: the shorter side is resized to 256 where the crop has 224
-
-
-class WorkerEnded(RuntimeError):
-    """A process that decodes images was ended by force, or could not begin."""
-
-
-class _Item(NamedTuple):
-    """What a worker is told of one image."""
-
-    file: str
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +45,6 @@ class _Part:
     epoch: int
     first: int  # row of the epoch
     index: Tensor  # (N,) int64
-
-
-Decoded = tuple[Tensor, list[tuple[int, str]]]  # uint8 (N, 3, S, S), and (position, message) of what was not readable
 
 
 class Stream:
@@ -96,7 +84,7 @@ class Stream:
     Raises:
         ValueError: what `Batches` refuses, a crop_size or crop_scale out of range, workers below 0. From a batch:
             a file that cannot be read, or with skip_corrupt a class without a file that can.
-        WorkerEnded: from a batch: a worker has ended by force.
+        psd.data.decoding.WorkerEnded: from a batch: a worker has ended by force.
     """
 
     def __init__(
@@ -126,12 +114,12 @@ class Stream:
         if "partner" in needs:
             ClassPairs(data, data.targets)  # refuses classes without a partner
         self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
-        self.device, self.workers, self.skip_corrupt = torch.device(device), _worker_count(workers), skip_corrupt
+        self.device, self.workers, self.skip_corrupt = torch.device(device), worker_count(workers), skip_corrupt
         self.targets = torch.tensor(data.targets)
         self.classes = tuple(data.classes)
         self.plan = _Plan(_files(data), self.targets, batch_size, seed, self.needs, share)
         self.steps_per_epoch = self.plan.steps_per_epoch
-        self.decoder = _TrainingCrops(crop_size, crop_scale, flip)
+        self.decoder = TrainingCrops(crop_size, crop_scale, flip)
         self._loader: DataLoader[Any] | None = None
         self._decoded: Iterator[Decoded] | None = None
         self._position: tuple[int, int] | None = None  # the (step, turn) that comes next out of `_decoded`
@@ -165,7 +153,7 @@ class Stream:
 
     def close(self) -> None:
         """End the workers; a batch asked for later starts them again."""
-        _shut_down(self._decoded)
+        shut_down(self._decoded)
         self._decoded, self._loader, self._position = None, None, None
 
     def _take(self, step: int, turn: int) -> Decoded:
@@ -174,14 +162,14 @@ class Stream:
             if self._decoded is None or self._position != (step, turn):
                 self.plan.start = (step, turn)
                 if self._loader is None:
-                    self._loader = _loader(self.decoder, self.plan, self.workers, self.device, persistent=True)
+                    self._loader = make_loader(self.decoder, self.plan, self.workers, self.device, persistent=True)
                 self._decoded = iter(self._loader)
             self._position = _after((step, turn), self.share)
             return next(self._decoded)
         except BaseException as error:
             self.close()  # after Ctrl-C too: what would come out next is not known
-            if _is_end_of_worker(error):
-                raise _worker_error(error, self.workers) from error
+            if is_end_of_worker(error):
+                raise worker_error(error, self.workers) from error
             raise
 
     def _repair(self, parts: Sequence[_Part], images: Tensor, unreadable: dict[int, str]) -> None:
@@ -246,7 +234,7 @@ class CentreCrops:
 
     def __init__(self, data: ImageFolder, crop_size: int = 224, workers: int | None = None) -> None:
         _check_crop_size(crop_size)
-        self.crop_size, self.workers = crop_size, _worker_count(workers)
+        self.crop_size, self.workers = crop_size, worker_count(workers)
         self.targets = torch.tensor(data.targets)
         self.classes = tuple(data.classes)
         self._files = _files(data)
@@ -262,11 +250,11 @@ class CentreCrops:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-        items = [_Item(self._files[i], 0) for i in indices]
+        items = [Item(self._files[i], 0) for i in indices]
         cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        decoder, device = _CentreCrops(self.crop_size), torch.device(device)
+        decoder, device = Centres(self.crop_size), torch.device(device)
         # No more workers than batches: a worker without one would cost its start alone.
-        loader = _loader(decoder, cut, min(self.workers, len(cut)), device, persistent=False)
+        loader = make_loader(decoder, cut, min(self.workers, len(cut)), device, persistent=False)
         decoded: Iterator[Decoded] | None = None
         try:
             decoded = iter(loader)
@@ -275,127 +263,11 @@ class CentreCrops:
                     raise ValueError(f"{unreadable[0][1]}; replace or remove it")
                 yield _normalised(images, device)
         except Exception as error:
-            if _is_end_of_worker(error):
-                raise _worker_error(error, self.workers) from error
+            if is_end_of_worker(error):
+                raise worker_error(error, self.workers) from error
             raise
         finally:
-            _shut_down(decoded)
-
-
-def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> Tensor:
-    """A window of an image that was opened but not loaded, in RGB and resized (bilinear, antialiased) to a square.
-
-    Args:
-        image: as `PIL.Image.open` gives it. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the window has at
-            least `size` pixels a side then; the image is changed by it and serves for this one crop.
-        window: top, left, height and width in the pixels of the whole image.
-        size: side of the square in pixels.
-
-    Returns:
-        uint8 (3, size, size).
-    """
-    from PIL import Image as pil
-    from torchvision.transforms.v2 import functional as T
-
-    top, left, height, width = window
-    factor = _reduce(image, min(height, width), size)
-    x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
-    # Cut before it is resized, as torchvision does it: no pixel from outside is mixed in.
-    x0, y0 = floor(x), floor(y)
-    cut = image.crop((x0, y0, ceil(right), ceil(bottom))).convert("RGB")
-    if factor > 1:  # the window may begin and end inside of a pixel, which PIL alone allows for
-        cut = cut.resize((size, size), pil.Resampling.BILINEAR, box=(x - x0, y - y0, right - x0, bottom - y0))
-    pixels = _pixels(cut)
-    if factor == 1:  # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
-        pixels = T.resize(pixels, [size, size], antialias=True)
-    return pixels
-
-
-def centre_crop(image: Image, size: int) -> Tensor:
-    """The centre of an image that was opened but not loaded, as `CentreCrops` describes it: uint8 (3, size, size)."""
-    from PIL import Image as pil
-    from torchvision.transforms.v2 import functional as T
-
-    shorter, longer = min(image.size), max(image.size)
-    goal = round(size * RESIZED / CROPPED)
-    other = int(goal * longer / shorter)  # torchvision's resize rounds down too
-    width, height = image.size
-    factor = _reduce(image, shorter, goal)
-    resized = image.convert("RGB").resize(
-        (goal, other) if width <= height else (other, goal),
-        pil.Resampling.BILINEAR,
-        box=(0, 0, width / factor, height / factor),
-    )
-    return _pixels(T.center_crop(resized, [size]))
-
-
-def _pixels(image: Image) -> Tensor:
-    """uint8 (3, H, W) of an RGB image, channels_last in memory as PIL has them."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _reduce(image: Image, side: int, size: int) -> int:
-    """Have a JPEG decoded at a fraction of its size that leaves at least `size` of `side` pixels: 1 / the result."""
-    factor = next((factor for factor in (8, 4, 2) if side >= factor * size), 1)
-    if factor == 1:
-        return 1
-    width, height = image.size
-    # PIL divides the sides by these, rounds down and takes the next power of two below: exactly `factor`.
-    drafted = image.draft("RGB", (width // factor, height // factor))
-    if drafted is None:  # no JPEG
-        return 1
-    return round(width / drafted[1][2])
-
-
-class _Decoder(Dataset[Any]):
-    """A data set whose keys are items, not numbers: files and seeds in, pixels out. Subclasses say what to cut."""
-
-    size: int
-
-    def cut(self, image: Image, seed: int) -> Tensor:
-        """What to show of an opened image: uint8 (3, size, size)."""
-        raise NotImplementedError
-
-    def __getitems__(self, items: Sequence[_Item]) -> Decoded:
-        from PIL import Image as pil
-
-        shape = (len(items), 3, self.size, self.size)
-        pixels = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-        unreadable = []
-        for i, (file, seed) in enumerate(items):
-            try:
-                with pil.open(file) as image:
-                    pixels[i] = self.cut(image, seed)
-            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
-                # A message, not the exception: it reaches the main process when its batch is due.
-                reason = " ".join(str(error).split()) or type(error).__name__
-                unreadable.append((i, f"{file} is not a readable image ({reason})"))
-        return pixels, unreadable
-
-
-class _TrainingCrops(_Decoder):
-    def __init__(self, size: int, scale: float, flip: bool) -> None:
-        self.size, self.scale, self.flip = size, scale, flip
-
-    def cut(self, image: Image, seed: int) -> Tensor:
-        from torchvision.transforms import RandomResizedCrop
-
-        # torchvision draws from the global generator; it is the user's, and so is given back as it was. The
-        # generator itself is seeded, as torch.manual_seed would seed those of the GPUs too.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            window = RandomResizedCrop.get_params(image, [self.scale, 1.0], list(RATIO))
-            mirrored = bool(torch.rand(()) < 0.5)
-        pixels = resized_crop(image, window, self.size)
-        return pixels.flip(2) if mirrored and self.flip else pixels
-
-
-class _CentreCrops(_Decoder):
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def cut(self, image: Image, seed: int) -> Tensor:
-        return centre_crop(image, self.size)
+            shut_down(decoded)
 
 
 class _Plan:
@@ -415,7 +287,7 @@ class _Plan:
         # This epoch's, the one before and the one that is decoded ahead, for both draws.
         self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(self._draw_epoch)
 
-    def __iter__(self) -> Iterator[list[_Item]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         position = self.start
         while True:
             parts = self.parts(*position)
@@ -435,9 +307,9 @@ class _Plan:
             made.append(self._anchors("previous", step - 1, turn))
         return made
 
-    def item(self, part: _Part, i: int, index: int) -> _Item:
+    def item(self, part: _Part, i: int, index: int) -> Item:
         """The image `index` under the crop of the part's row i."""
-        return _Item(self.files[index], seed_for(self.seed, f"crop {part.role}", part.epoch, part.first + i))
+        return Item(self.files[index], seed_for(self.seed, f"crop {part.role}", part.epoch, part.first + i))
 
     def others(self, index: int, epoch: int) -> list[int]:
         """The other images of the class, in the order in which they may replace this one."""
@@ -489,70 +361,3 @@ def _files(data: ImageFolder) -> list[str]:
 def _check_crop_size(crop_size: int) -> None:
     if crop_size < 1:
         raise ValueError(f"data.crop_size must be at least 1 pixel, got {crop_size}")
-
-
-def _worker_count(workers: int | None) -> int:
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
-    if workers < 0:
-        raise ValueError(f"data.workers must be >= 0 processes (0 decodes in the main process), got {workers}")
-    return workers
-
-
-def _same(decoded: Any) -> Any:
-    return decoded
-
-
-def _context() -> BaseContext:
-    """How worker processes start: by the forkserver, where there is one.
-
-    fork would copy a process whose OpenMP, CUDA or autograd threads run, and the copy of a lock that one of them
-    held is never released. spawn imports torch anew in every worker. The server is a process without threads that
-    imports torch once; its workers are forked off it.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["psd.data.stream", "PIL.Image", "torchvision.transforms.v2"])
-    return context
-
-
-def _loader(
-    decoder: _Decoder, sampler: Iterable[list[_Item]], workers: int, device: torch.device, persistent: bool
-) -> DataLoader[Any]:
-    """Decodes the sampler's lists; torch's workers compute with one thread each."""
-    return DataLoader(
-        decoder,
-        batch_sampler=sampler,
-        collate_fn=_same,
-        num_workers=workers,
-        multiprocessing_context=_context() if workers else None,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader seeds its workers by it, not by the global generator
-    )
-
-
-def _shut_down(decoded: Iterator[Decoded] | None) -> None:
-    """End a loader's workers now, not when the last reference to it is gone: a traceback may hold one."""
-    stop = getattr(decoded, "_shutdown_workers", None)  # there are none without worker processes
-    if stop is not None:
-        stop()
-
-
-def _is_end_of_worker(error: BaseException) -> bool:
-    """Whether what came out of a loader says that a worker process has ended.
-
-    A worker that ends while it hands over a batch shows as a connection that is closed: OSError, EOFError.
-    """
-    by_loader = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    return by_loader or isinstance(error, (OSError, EOFError))
-
-
-def _worker_error(error: BaseException, workers: int) -> WorkerEnded:
-    return WorkerEnded(
-        f"a worker process that decodes images has ended ({' '.join(str(error).split())}). It was killed, ran out of "
-        f"memory or of shared memory (/dev/shm), or could not import a script that has no "
-        f'`if __name__ == "__main__":`; lower data.workers ({workers} now), or set 0 to see the error itself'
-    )

@@ -1,0 +1,221 @@
+"""Worker processes that decode image files: told a file and a seed, they give pixels and remember nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
+    from PIL.Image import Image
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a training window, as torchvision's RandomResizedCrop has it
+RESIZED, CROPPED = 256, 224  # of evaluation: the shorter side is resized to 256 where the crop has 224
+
+Decoded = tuple[Tensor, list[tuple[int, str]]]  # uint8 (N, 3, S, S), and (position, message) of what was not readable
+
+
+class WorkerEnded(RuntimeError):
+    """A process that decodes images was ended by force, or could not begin."""
+
+
+class Item(NamedTuple):
+    """What a worker is told of one image."""
+
+    file: str
+    seed: int
+
+
+def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> Tensor:
+    """A window of an image that was opened but not loaded, in RGB and resized (bilinear, antialiased) to a square.
+
+    Args:
+        image: as `PIL.Image.open` gives it. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the window has at
+            least `size` pixels a side then; the image is changed by it and serves for this one crop.
+        window: top, left, height and width in the pixels of the whole image.
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 (3, size, size).
+    """
+    from PIL import Image as pil
+    from torchvision.transforms.v2 import functional as T
+
+    top, left, height, width = window
+    factor = _reduce(image, min(height, width), size)
+    x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
+    # Cut before it is resized, as torchvision does it: no pixel from outside is mixed in.
+    x0, y0 = floor(x), floor(y)
+    cut = image.crop((x0, y0, ceil(right), ceil(bottom))).convert("RGB")
+    if factor > 1:  # the window may begin and end inside of a pixel, which PIL alone allows for
+        cut = cut.resize((size, size), pil.Resampling.BILINEAR, box=(x - x0, y - y0, right - x0, bottom - y0))
+    pixels = _pixels(cut)
+    if factor == 1:  # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
+        pixels = T.resize(pixels, [size, size], antialias=True)
+    return pixels
+
+
+def centre_crop(image: Image, size: int) -> Tensor:
+    """The centre of an image that was opened but not loaded: uint8 (3, size, size).
+
+    The shorter side is resized to size * 256 / 224 pixels first, as `psd.data.stream.CentreCrops` says.
+    """
+    from PIL import Image as pil
+    from torchvision.transforms.v2 import functional as T
+
+    shorter, longer = min(image.size), max(image.size)
+    goal = round(size * RESIZED / CROPPED)
+    other = int(goal * longer / shorter)  # torchvision's resize rounds down too
+    width, height = image.size
+    factor = _reduce(image, shorter, goal)
+    resized = image.convert("RGB").resize(
+        (goal, other) if width <= height else (other, goal),
+        pil.Resampling.BILINEAR,
+        box=(0, 0, width / factor, height / factor),
+    )
+    return _pixels(T.center_crop(resized, [size]))
+
+
+def _pixels(image: Image) -> Tensor:
+    """uint8 (3, H, W) of an RGB image, channels_last in memory as PIL has them."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _reduce(image: Image, side: int, size: int) -> int:
+    """Have a JPEG decoded at a fraction of its size that leaves at least `size` of `side` pixels: 1 / the result."""
+    factor = next((factor for factor in (8, 4, 2) if side >= factor * size), 1)
+    if factor == 1:
+        return 1
+    width, height = image.size
+    # PIL divides the sides by these, rounds down and takes the next power of two below: exactly `factor`.
+    drafted = image.draft("RGB", (width // factor, height // factor))
+    if drafted is None:  # no JPEG
+        return 1
+    return round(width / drafted[1][2])
+
+
+class Decoder(Dataset[Any]):
+    """A data set whose keys are items, not numbers: files and seeds in, pixels out. Subclasses say what to cut."""
+
+    size: int
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        """What to show of an opened image: uint8 (3, size, size)."""
+        raise NotImplementedError
+
+    def __getitems__(self, items: Sequence[Item]) -> Decoded:
+        from PIL import Image as pil
+
+        shape = (len(items), 3, self.size, self.size)
+        pixels = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        unreadable = []
+        for i, (file, seed) in enumerate(items):
+            try:
+                with pil.open(file) as image:
+                    pixels[i] = self.cut(image, seed)
+            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
+                # A message, not the exception: it reaches the main process when its batch is due.
+                reason = " ".join(str(error).split()) or type(error).__name__
+                unreadable.append((i, f"{file} is not a readable image ({reason})"))
+        return pixels, unreadable
+
+
+class TrainingCrops(Decoder):
+    def __init__(self, size: int, scale: float, flip: bool) -> None:
+        self.size, self.scale, self.flip = size, scale, flip
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        from torchvision.transforms import RandomResizedCrop
+
+        # torchvision draws from the global generator; it is the user's, and so is given back as it was. The
+        # generator itself is seeded, as torch.manual_seed would seed those of the GPUs too.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            window = RandomResizedCrop.get_params(image, [self.scale, 1.0], list(RATIO))
+            mirrored = bool(torch.rand(()) < 0.5)
+        pixels = resized_crop(image, window, self.size)
+        return pixels.flip(2) if mirrored and self.flip else pixels
+
+
+class Centres(Decoder):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def cut(self, image: Image, seed: int) -> Tensor:
+        return centre_crop(image, self.size)
+
+
+def worker_count(workers: int | None) -> int:
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    if workers < 0:
+        raise ValueError(f"data.workers must be >= 0 processes (0 decodes in the main process), got {workers}")
+    return workers
+
+
+def _same(decoded: Any) -> Any:
+    return decoded
+
+
+def _context() -> BaseContext:
+    """How worker processes start: by the forkserver, where there is one.
+
+    fork would copy a process whose OpenMP, CUDA or autograd threads run, and the copy of a lock that one of them
+    held is never released. spawn imports torch anew in every worker. The server is a process without threads that
+    imports torch once; its workers are forked off it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["psd.data.decoding", "PIL.Image", "torchvision.transforms.v2"])
+    return context
+
+
+def make_loader(
+    decoder: Decoder, sampler: Iterable[list[Item]], workers: int, device: torch.device, persistent: bool
+) -> DataLoader[Any]:
+    """Decodes the sampler's lists; torch's workers compute with one thread each."""
+    return DataLoader(
+        decoder,
+        batch_sampler=sampler,
+        collate_fn=_same,
+        num_workers=workers,
+        multiprocessing_context=_context() if workers else None,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader seeds its workers by it, not by the global generator
+    )
+
+
+def shut_down(decoded: Iterator[Decoded] | None) -> None:
+    """End a loader's workers now, not when the last reference to it is gone: a traceback may hold one."""
+    stop = getattr(decoded, "_shutdown_workers", None)  # there are none without worker processes
+    if stop is not None:
+        stop()
+
+
+def is_end_of_worker(error: BaseException) -> bool:
+    """Whether what came out of a loader says that a worker process has ended.
+
+    A worker that ends while it hands over a batch shows as a connection that is closed: OSError, EOFError.
+    """
+    by_loader = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    return by_loader or isinstance(error, (OSError, EOFError))
+
+
+def worker_error(error: BaseException, workers: int) -> WorkerEnded:
+    return WorkerEnded(
+        f"a worker process that decodes images has ended ({' '.join(str(error).split())}). It was killed, ran out of "
+        f"memory or of shared memory (/dev/shm), or could not import a script that has no "
+        f'`if __name__ == "__main__":`; lower data.workers ({workers} now), or set 0 to see the error itself'
+    )
