@@ -25,7 +25,8 @@ def report(paths: Iterable[str | os.PathLike[str]], costs: bool = False) -> str:
     """Markdown tables of records, one for each data set, model and budget, one row for each method.
 
     Mean over seeds ± half of the 95% t-interval. Differences in top-1 to cross-entropy, that on single images and that
-    on the same pairs, are paired by seed. Everything is measured after the last epoch.
+    on the same pairs, are paired by seed. Everything is measured after the last epoch. A column counts the seeds where
+    rows have different ones.
 
     Args:
         paths: record files, or folders that are searched for them.
@@ -218,6 +219,7 @@ def _table(records: list[Record], costs: bool) -> str:
         "top-5 %": lambda name, row: _spread([r.final["top5"] for r in row], 2),
         "NLL": lambda name, row: _spread([r.final["nll"] for r in row], 3),
         "ECE": lambda name, row: _spread([r.final["ece"] for r in row], 3),
+        "seeds": lambda name, row: str(len(row)),
         "epochs": lambda name, row: f"{_epochs(row[0]):g}",
         "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
     }
@@ -232,6 +234,8 @@ def _table(records: list[Record], costs: bool) -> str:
             del columns[f"Δ {other}"]
     if all(r.final["top5"] is None for r in records):
         del columns["top-5 %"]
+    if _same_seeds(rows):
+        del columns["seeds"]
     lines = [list(columns), *([cell(name, row) for cell in columns.values()] for name, row in rows.items())]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     lines.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
@@ -240,6 +244,10 @@ def _table(records: list[Record], costs: bool) -> str:
 
 def _compared_with(rows: dict[str, list[Record]]) -> list[str]:
     return [other for other in (BASELINE, CONTROL) if other in rows and len(rows) > 1]
+
+
+def _same_seeds(rows: dict[str, list[Record]]) -> bool:
+    return len({tuple(record.seed for record in row) for row in rows.values()}) == 1
 
 
 def _difference(rows: dict[str, list[Record]], name: str, other: str) -> str:
@@ -254,6 +262,7 @@ def _epochs(record: Record) -> float:
 
 def _caption(records: list[Record]) -> str:
     seeds = sorted({record.seed for record in records})
+    some = "" if _same_seeds(by_method(records)) else ", as many of them as the column says"
     tested = " / ".join(f"{n:,}" for n in sorted({record.final["n_test"] for record in records}))
     devices = ", ".join(sorted({record.device for record in records}))
     several = len(seeds) > 1
@@ -261,7 +270,7 @@ def _caption(records: list[Record]) -> str:
     if _compared_with(by_method(records)):
         delta = " Δ: difference in top-1, in points" + (", paired by seed." if several else ".")
     return (
-        f"{'Mean ± half of the 95% t-interval over seeds' if several else 'Seed'} {', '.join(map(str, seeds))}; "
+        f"{'Mean ± half of the 95% t-interval over seeds' if several else 'Seed'} {', '.join(map(str, seeds))}{some}; "
         f"{tested} test images, after the last epoch.{delta} Seconds a run on {devices}."
     )
 

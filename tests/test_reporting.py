@@ -149,6 +149,15 @@ def test_a_variant_is_a_row_of_its_own(write):
     assert list(rows) == ["patch_swap", "patch_swap-T1"]
 
 
+def test_seeds_are_counted_where_rows_have_different_ones(write):
+    one, other = seeds("cross_entropy", 50, 60, 70), seeds("cutmix", 50, 60)
+    text = reporting.report([write(*one, *other)])
+    assert {name: row["seeds"] for name, row in cells(text).items()} == {"cross_entropy": "3", "cutmix": "2"}
+    assert "over seeds 0, 1, 2, as many of them as the column says; " in text
+    text = reporting.report([write(*one, *seeds("cutmix", 50, 60, 70))])
+    assert "seeds" not in cells(text)["cutmix"] and "over seeds 0, 1, 2; " in text
+
+
 def test_the_heading_and_the_caption_say_what_was_measured(write):
     text = reporting.report([write(*seeds("cross_entropy", 1, 2), *seeds("cutmix", 1, 2))])
     passes = config.recipe("shapes").budget.image_passes
