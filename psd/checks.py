@@ -14,8 +14,8 @@ _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operato
 _WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", NoneType: "None"}
 
 
-def check_settings(section: str, settings: Any, **bounds: str) -> None:
-    """Refuse the first field of a dataclass whose value does not fit its annotation and its bounds.
+def check_settings(section: str, settings: Any, only: str | None = None, **bounds: str) -> None:
+    """Refuse the first field of a dataclass, or the field `only`, whose value does not fit its annotation and bounds.
 
     Annotations: int, float, bool, str, None, Literals, and unions of them. A bool is no number, and a float is finite.
 
@@ -33,6 +33,8 @@ def check_settings(section: str, settings: Any, **bounds: str) -> None:
     """
     hints = get_type_hints(type(settings))
     for name in (field.name for field in fields(settings)):
+        if only not in (None, name):
+            continue
         value, bound = getattr(settings, name), bounds.get(name, "")
         kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
         if not any(_fits(value, kind, bound) for kind in kinds):

@@ -26,7 +26,7 @@ class PatchSwapLabelSmoothing(PatchSwap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings("method", _Smoothing(self.smoothing), smoothing=">= 0 and <= 1")
+        check_settings("method", self, "smoothing", smoothing=">= 0 and <= 1")
 
     def setup(self, classes: int, samples: int) -> None:
         self._classes = classes
@@ -35,10 +35,3 @@ class PatchSwapLabelSmoothing(PatchSwap):
         x_a, x_b, y = super().pair(batch, progress)
         target = (1 - self.smoothing) * F.one_hot(y, self._classes) + self.smoothing / self._classes
         return x_a, x_b, target
-
-
-@dataclass
-class _Smoothing:
-    """The one setting that `PatchSwap` does not check."""
-
-    smoothing: float
