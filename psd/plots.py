@@ -62,22 +62,23 @@ def comparison(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def forest(records: Sequence[Record]) -> Figure:
-    """Each method's difference in top-1 to cross-entropy, paired by seed, with its 95% interval, the best one on top.
+def forest(records: Sequence[Record], other: str = BASELINE) -> Figure:
+    """Each method's difference in top-1 to `other`, paired by seed, with its 95% interval, the best one on top.
 
     Args:
-        records: of one data set, model and budget, cross-entropy among them.
+        records: of one data set, model and budget, those of `other` among them.
+        other: the method, with its variant, that the rest is compared with: cross-entropy if not named.
 
     Raises:
-        ValueError: no records, records of several tables, no other method that shares a seed with cross-entropy.
+        ValueError: no records, records of several tables, no method that shares a seed with `other`.
     """
     if len({(r.data, r.model, r.budget) for r in records}) != 1:
         raise ValueError("records of one data set, model and budget are needed")
     rows = by_method(records)
-    found = {name: differences(rows, name) for name in rows if name != BASELINE}
+    found = {name: differences(rows, name, other) for name in rows if name != other}
     found = {name: values for name, values in found.items() if values}
     if not found:
-        raise ValueError(f"records of {BASELINE} and of another method with the same seeds are needed")
+        raise ValueError(f"records of {other} and of another method with the same seeds are needed")
     found = dict(sorted(found.items(), key=lambda item: -interval(item[1])[0]))
     figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(found)), layout="constrained")
     ax = figure.subplots()
@@ -93,11 +94,9 @@ def forest(records: Sequence[Record]) -> Figure:
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.set_xlabel(
-        f"points of top-1 above {BASELINE}, mean and 95% interval over seeds\n(gray: the interval holds zero)"
-    )
+    ax.set_xlabel(f"points of top-1 above {other}, mean and 95% interval over seeds\n(gray: the interval holds zero)")
     ax.grid(axis="x", alpha=0.3)
-    many = f"{clear} of {len(found)} methods are above {BASELINE} with an interval apart from zero"
+    many = f"{clear} of {len(found)} methods are above {other} with an interval apart from zero"
     figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")
     return figure
 

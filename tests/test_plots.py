@@ -76,6 +76,16 @@ def test_a_forest_has_the_differences_to_cross_entropy_from_the_best_down():
     assert "1 of 2 methods are above cross_entropy" in figure.get_suptitle()
 
 
+def test_a_forest_may_compare_with_another_method_than_cross_entropy():
+    made = [finished("cross_entropy", seed, top1=50 + seed) for seed in range(2)]
+    made += [finished("patch_swap", seed, top1=53 + seed) for seed in range(2)]
+    figure = plots.forest(made, other="patch_swap")
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cross_entropy"]
+    assert list(ax.lines[0].get_xdata()) == pytest.approx([-3.0, -3.0])
+    assert "above patch_swap" in ax.get_xlabel() and "0 of 1 methods are above patch_swap" in figure.get_suptitle()
+
+
 def test_a_forest_without_anything_to_compare_is_refused():
     with pytest.raises(ValueError, match="cross_entropy and of another method"):
         plots.forest([finished("patch_swap")])
