@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
@@ -41,7 +41,10 @@ class RandomErasing(Method):
         scale, ratio = (self.smallest, self.largest), (1 / self.aspect, self.aspect)
         self._erase = v2.RandomErasing(self.p, scale=scale, ratio=ratio, value=0)
 
+    def erase(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W), each with a rectangle of its own blanked or none."""
+        return torch.stack([self._erase(image) for image in x]).contiguous(memory_format=torch.channels_last)
+
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        x = torch.stack([self._erase(image) for image in batch.x]).contiguous(memory_format=torch.channels_last)
-        logits = model(x)
+        logits = model(self.erase(batch.x))
         return Step(single_terms(F.cross_entropy(logits.float(), batch.y)), logits, batch.y)
