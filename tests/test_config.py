@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
     "model": {"name": "resnet14"},
     "method": {"name": "patch_swap", "temperature": 2.0, "weight": 0.5, "detach": True, "direction": "a_to_b"}
     | {"cross_entropy": "a", "feature_weight": 0.1, "feature_distance": "mse", "patch_size": 8, "p": 0.9}
-    | {"ratio": "uniform", "ramp": 0.5, "before": True},
+    | {"ratio": "uniform", "before": True},
     "budget": {"epochs": None, "image_passes": 3000},
     "optimizer": {"lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.1, "clip_norm": 5.0},
     "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "device": "cpu", "precision": "fp32"}

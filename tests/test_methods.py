@@ -337,23 +337,6 @@ def test_a_swap_before_augmentation_with_p_0_is_pair_distillation():
     assert "raw" not in methods.find("patch_swap").needs  # of that instance alone
 
 
-@pytest.mark.parametrize(("at", "share"), [(0, 0.0), (3, 0.1), (15, 0.5), (30, 1.0), (59, 1.0)])
-def test_a_ramp_grows_the_weight_from_0_over_its_share_of_the_training(at, share):
-    options = {"p": 1.0, "weight": 0.7, **FEATURES}
-    method, plain, model = build("patch_swap", ramp=0.5, **options), build("patch_swap", **options), Net()
-    torch.manual_seed(0)
-    terms = method.step(model, batch_of(method), PROGRESS._replace(step=at, steps=60)).terms
-    assert_close(terms.distillation, step(plain).terms.distillation)
-    assert terms.distillation > 0.01
-    assert_close(terms.total, terms.cross_entropy + share * 0.7 * terms.distillation + 0.7 * terms.feature)
-
-
-@pytest.mark.parametrize("ramp", [-0.1, 1.1, float("nan"), "half"])
-def test_a_ramp_that_is_no_share_is_refused(ramp):
-    with pytest.raises(ValueError, match=r"method\.ramp must be a finite number >= 0 and <= 1, got"):
-        build("patch_swap", ramp=ramp)
-
-
 def test_swap_cross_entropy_with_p_0_is_pair_cross_entropy():
     swapped, plain = step(build("swap_cross_entropy", p=0.0)), step(build("pair_cross_entropy"))
     assert torch.equal(swapped.terms.total, plain.terms.total)

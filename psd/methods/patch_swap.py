@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from psd.checks import check_settings
 from psd.data.batches import Batch
-from psd.methods import Progress, Step, part_mask
+from psd.methods import Progress, part_mask
 from psd.methods.pair_distillation import PairDistillation
 from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio, patch_swap
@@ -20,7 +19,6 @@ class PatchSwap(PairDistillation):
 
     Loss: that of `psd.SelfDistillationLoss` on the two swapped images of each pair.
     Cost: 1 forward and 1 backward of 2N images. Memory: none. Needs: partners.
-    ramp: share of the training over which the weight w grows linearly from 0; at once there where it is 0.
     before: swap before crop and flip, which each image of the pair then has of its own; by default the swap stands
     after crop, flip and normalisation, right before the forward pass.
     Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.
@@ -29,13 +27,11 @@ class PatchSwap(PairDistillation):
     patch_size: int | tuple[int, int] = 4
     p: float = 0.5
     ratio: Ratio = 0.5
-    ramp: float = 0.0
     before: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Swap(self.patch_size, self.p, self.ratio)  # refuses what is out of range
-        check_settings("method", self, "ramp", ramp=">= 0 and <= 1")
         if self.before:
             self.needs = self.needs | {"raw"}  # type: ignore[misc]  # of this instance
 
@@ -43,14 +39,6 @@ class PatchSwap(PairDistillation):
         if batch.raw is not None:
             return batch.raw.augment(*self._swapped(batch.raw.a, batch.raw.b, progress))
         return self._swapped(*super().images(batch, progress), progress)
-
-    def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        made = super().step(model, batch, progress)
-        if self.ramp > 0:
-            missing = 1 - min(1.0, progress.step / (self.ramp * progress.steps))
-            total = made.terms.total - missing * self.weight * made.terms.distillation
-            made.terms = made.terms._replace(total=total)
-        return made
 
     def _swapped(self, a: Tensor, b: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return patch_swap(a, b, self.patch_size, mask=part_mask(a, self.patch_size, self.p, self.ratio, progress))
