@@ -417,12 +417,14 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Dotted keys, of those that shape the result, whose values differ between two `to_dict`s: 'key: x != y'.
 
-    A setting that one of them lacks, because it is older than the setting, has its default there.
+    A setting that one of them lacks, because it is older than the setting, has its default there. The defaults of a
+    method that is gone are not known, so of its options those are compared that both have.
     """
     found = []
     for section in sorted({*a, *b}):
         left, right = ({**_defaults(section, side.get(section, {})), **side.get(section, {})} for side in (a, b))
-        for key in sorted({*left, *right}):
+        gone = section == "method" and not {left.get("name"), right.get("name")} <= {*methods.names(), None}
+        for key in sorted({*left} & {*right} if gone else {*left, *right}):
             if f"{section}.{key}" not in NOT_PART_OF_THE_RESULT and left.get(key) != right.get(key):
                 found.append(f"{section}.{key}: {left.get(key)!r} != {right.get(key)!r}")
     return found

@@ -95,7 +95,8 @@ def patch_mask(
 class PatchSwap(nn.Module):
     """`patch_swap` as a module: (x_a, x_b) -> (x_a2, x_b2); the identity in eval mode.
 
-    Arguments as in `patch_swap`.
+    Arguments as in `patch_swap`. The defaults are those of the method `psd.methods.patch_swap`, where their evidence
+    stands.
 
     >>> PatchSwap(4, p=0.5)
     PatchSwap(patch_size=4, p=0.5, ratio=0.5)

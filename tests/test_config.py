@@ -471,6 +471,13 @@ def test_a_setting_that_an_old_record_lacks_had_its_default():
     assert differences(old, {**now, "run": {**now["run"], "accumulate": 2}}) == ["run.accumulate: 1 != 2"]
 
 
+def test_options_of_a_method_that_is_gone_are_compared_where_both_have_them():
+    older, newer = {"name": "once_tried", "p": 1.0, "end": 0.5}, {"name": "once_tried", "p": 1.0, "end": 0.5, "new": 0}
+    assert differences({"method": older}, {"method": newer}) == []
+    assert differences({"method": older}, {"method": {**newer, "p": 0.5}}) == ["method.p: 1.0 != 0.5"]
+    assert differences({"method": older}, {"method": {**newer, "name": "cutmix"}})[0].startswith("method.name: ")
+
+
 def test_differences_tell_methods_apart():
     a, b = (Config(method=methods.build(name)).to_dict() for name in ("pair_distillation", "patch_swap"))
     assert "method.name: 'pair_distillation' != 'patch_swap'" in differences(a, b)

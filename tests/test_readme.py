@@ -57,7 +57,9 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
     assert options.command == command.split()[1]
     if options.command in ("train", "compare", "bench"):
         run = config.from_dict(cli.read_settings(options.config, options.settings))
-        assert run.data.name == options.settings.get("data.name", options.config.partition("/")[0])
+        assert run.data.name == options.settings.get(
+            "data.name", options.config.removeprefix("compare/").partition("/")[0]
+        )
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
 

@@ -21,7 +21,11 @@ class PatchSwap(PairDistillation):
     Cost: 1 forward and 1 backward of 2N images. Memory: none. Needs: partners.
     before: swap before crop and flip, which each image of the pair then has of its own; by default the swap stands
     after crop, flip and normalisation, right before the forward pass.
-    Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`.
+    Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`. Defaults:
+    ratio 0.5 mixes most pairs, and no other ratio, nor the swap before crop and flip, is above it in our ablations.
+    Patch size and p depend on the data and on each other (results/shapes-fit: small patches want a small p, patches of
+    the size of a part p 1), so choose them on a tune split; 4 pixels and p 0.5 are what the photographs of
+    results/cifar100-small were trained with (compare/cifar100-small-ablations has their neighbours).
     """
 
     patch_size: int | tuple[int, int] = 4
