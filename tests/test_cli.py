@@ -23,6 +23,7 @@ from PIL import Image
 from psd import checkpoints, cli, config, methods, reporting, training
 from psd.data import download, shapes
 from psd.records import Record
+from psd.settings import read_settings
 
 COMMANDS = ("demo", "train", "compare", "evaluate", "report", "data")
 SHAPES = config.read_yaml("shapes")
@@ -148,7 +149,7 @@ def test_the_example_in_help_is_one_that_works(run, command):
     assert program == "psd" and arguments[0] == command
     options = cli._parse(arguments)
     if options.settings:
-        config.from_dict(cli.read_settings(options.config, options.settings))
+        config.from_dict(read_settings(options.config, options.settings))
 
 
 def test_the_example_of_evaluate_is_what_train_writes(run):
@@ -165,7 +166,7 @@ def test_help_lists_every_command(run):
 def test_the_settings_in_the_help_of_overrides_are_settings(run):
     _, settings = cli._split([word.strip(";:,") for word in cli.OVERRIDES.split() if word != "--help"])
     assert settings
-    config.from_dict(cli.read_settings("shapes", settings))
+    config.from_dict(read_settings("shapes", settings))
 
 
 def test_no_command_names_the_commands(run):
@@ -433,7 +434,7 @@ def test_overrides_may_stand_before_the_config_and_take_an_equals_sign(run, smal
 def values(*arguments: object) -> dict[str, Any]:
     """The settings that `psd train` would use."""
     options = cli._parse(["train", *map(str, arguments)])
-    return config.from_dict(cli.read_settings(options.config, options.settings)).to_dict()
+    return config.from_dict(read_settings(options.config, options.settings)).to_dict()
 
 
 def test_the_last_of_two_overrides_of_one_key_counts():

@@ -15,6 +15,7 @@ import torch
 
 import psd
 from psd import cli, config, methods, reporting
+from psd.settings import read_settings
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +57,7 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
     options = cli._parse(shlex.split(command)[1:])
     assert options.command == command.split()[1]
     if options.command in ("train", "compare", "bench"):
-        run = config.from_dict(cli.read_settings(options.config, options.settings))
+        run = config.from_dict(read_settings(options.config, options.settings))
         assert run.data.name == options.settings.get(
             "data.name", options.config.removeprefix("compare/").partition("/")[0]
         )
@@ -72,7 +73,7 @@ def test_a_launcher_is_one_that_is_installed(command):
 def test_the_run_that_it_evaluates_is_the_one_that_it_trains():
     trained = next(command for command in COMMANDS if command.startswith("psd train shapes --method.name"))
     options = cli._parse(shlex.split(trained)[1:])
-    made = config.from_dict(cli.read_settings(options.config, options.settings))
+    made = config.from_dict(read_settings(options.config, options.settings))
     assert f"psd evaluate {made.run.output}/{made.name}" in COMMANDS
 
 
