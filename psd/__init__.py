@@ -18,6 +18,7 @@ from psd.swap import PatchSwap, patch_swap
 
 if TYPE_CHECKING:
     from psd import data, methods, models, plots
+    from psd.calibration import Temperature, calibrate
     from psd.checkpoints import load_model
     from psd.config import Config
     from psd.evaluation import Metrics, evaluate
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Config": "psd.config",
+    "Temperature": "psd.calibration",
+    "calibrate": "psd.calibration",
     "Metrics": "psd.evaluation",
     "evaluate": "psd.evaluation",
     "Record": "psd.records",
@@ -46,6 +49,8 @@ __all__ = [
     "PatchSwap",
     "Record",
     "SelfDistillationLoss",
+    "Temperature",
+    "calibrate",
     "data",
     "evaluate",
     "load_model",

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from psd import config
 from psd.checks import did_you_mean
+from psd.processes import TRY_AGAIN
 from psd.settings import at_home, list_settings, read_settings
 
 OVERRIDES = (
@@ -26,13 +27,13 @@ OVERRIDES = (
     "`psd train CONFIG --help` lists all settings with their values in that recipe or file."
 )
 TRAINS = ("demo", "train", "compare", "bench")
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 GO_ON = "the same command with `--run.resume auto` goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
     from psd.data.decoding import WorkerEnded
+    from psd.jobs import Failed
     from psd.training import Diverged, Interrupted
 
     remedy = ""
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"psd: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (Diverged, WorkerEnded) as error:
+    except (Diverged, Failed, WorkerEnded) as error:
         print(f"psd: {_one_line(error)}", file=sys.stderr)
         return 1
     except Interrupted as error:
@@ -78,7 +79,12 @@ def _train(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     settings = {"run.resume": "auto", **options.settings}
-    tables = _run_comparison(options.config, settings, options.methods, options.seeds, options.fast)
+    if options.replicates:
+        settings["data.replicate"] = "true"
+    side_by_side = None if options.jobs is None and options.time_limit is None else options.jobs or 1
+    tables = _run_comparison(
+        options.config, settings, options.methods, options.seeds, options.fast, side_by_side, options.time_limit
+    )
     _save_details(tables)
 
 
@@ -90,11 +96,17 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _run_comparison(
-    name: str, settings: Mapping[str, str], chosen: list[str] | None, seeds: list[int] | None, fast: bool | None = None
+    name: str,
+    settings: Mapping[str, str],
+    chosen: list[str] | None,
+    seeds: list[int] | None,
+    fast: bool | None = None,
+    jobs: int | None = None,
+    seconds: float | None = None,
 ) -> list[list[Path]]:
     """Train what is not trained yet, print a table for each budget, and return its records' files.
 
-    `fast` is None for the demonstration, whose table does not tell of costs.
+    `fast` is None for the demonstration, whose table does not tell of costs. `jobs` is None for runs in this process.
     """
     if "run.seed" in settings:
         raise ValueError(f"run.seed {settings['run.seed']!r} is one seed; say which to train with --seeds 0 1 2")
@@ -104,13 +116,23 @@ def _run_comparison(
     if any(key.startswith("budget.") for key in settings):  # then it is the only one
         values["compare"] = {key: value for key, value in values.get("compare", {}).items() if key != "budgets"}
     comparison = config.comparison(values, chosen, seeds)
+    for key in settings:
+        own = [method["name"] for method in comparison.methods if key in method]
+        if own:
+            raise ValueError(f"{key} {settings[key]!r} would be ignored: in {name} {own[0]} has a value of its own")
     configs = (config.shortened(comparison) if fast else comparison).configs()
     if not configs:
         raise ValueError(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
     from psd import plots, reporting
+    from psd.jobs import train_all
     from psd.training import train
 
-    files = [Path(run.run.output) / f"{train(run).name}.json" for run in configs]
+    if jobs is None:
+        for run in configs:
+            train(run)
+    else:
+        train_all(configs, jobs, seconds, lambda line: print(line, flush=True))
+    files = [Path(run.run.output) / f"{run.name}.json" for run in configs]
     print("\n" + reporting.report(files, costs=fast is not None))
     tables = []
     for records in reporting.groups(files):
@@ -294,6 +316,24 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     compare.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to train (default: the recipe's)")
     compare.add_argument(
         "--fast", action="store_true", help="a few steps of two seeds each, under runs/fast: to see that all of it runs"
+    )
+    compare.add_argument(
+        "--replicates",
+        action="store_true",
+        help="every seed draws classes and training images of its own (data.replicate), so that intervals cover the "
+        "choice of images too",
+    )
+    compare.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs side by side, each a process with its share of the threads or GPUs; a line per run as it ends",
+    )
+    compare.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="stop after that time, with a checkpoint and exit code 75; the same command goes on",
     )
 
     evaluate = add(

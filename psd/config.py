@@ -40,7 +40,8 @@ class DataConfig:
     split: "train" (and the test split is what is measured) or "fit" (and "tune" is measured: for choosing settings).
     classes, per_class: a seeded subset of the training images, and of the classes in the test.
     size: side in pixels (shapes; folders, whose images are then decoded into memory once). count: training images to
-    draw (shapes). seed: of the subset and of the drawing, not of the training. verify: check the content of CIFAR-100.
+    draw (shapes). seed: of the subset and of the drawing, not of the training. replicate: that seed is run.seed: every
+    seed of a comparison then has its own classes and images. verify: check the content of CIFAR-100.
     batch_size: anchors per step, over all processes; a pair method forwards twice as many images.
     crop_padding, flip: augmentation in memory; the data set's own if None.
     Folders without size are streamed from their files: crop_size: side in pixels of a random part of each image, which
@@ -56,6 +57,7 @@ class DataConfig:
     size: int | None = None
     count: int | None = None
     seed: int = 0
+    replicate: bool = False
     verify: bool = True
     batch_size: int = 64
     crop_padding: int | None = None
@@ -74,7 +76,8 @@ class DataConfig:
         """The data's name in records: whatever changes the images is part of it."""
         parts = [Path(self.name.partition(":")[2]).name if self.name.startswith("folder:") else self.name]
         parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
-        parts += [f"seed{self.seed}"] * (self.seed != 0) + ["fit"] * (self.split == "fit")
+        draw = "replicates" if self.replicate else f"seed{self.seed}" if self.seed else None
+        parts += [part for part in (draw, "fit" if self.split == "fit" else None) if part]
         return "-".join(parts)
 
 
@@ -209,6 +212,15 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.replicate and self.data.seed != self.run.seed:
+            if self.data.seed:
+                raise ValueError(
+                    f"data.seed {self.data.seed} and run.seed {self.run.seed} differ, and data.replicate says that "
+                    "they are one: leave data.seed out"
+                )
+            self.data = dataclasses.replace(self.data, seed=self.run.seed)
+
     @property
     def name(self) -> str:
         """The record's name: <data>/<model>/<budget>/<method>[-<variant>]-s<seed>."""
@@ -342,9 +354,16 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **{key: {**values.get(key, {}), **section} for key, section in changes.items()}}
 
 
+ROW_SECTIONS = ("data", "model", "optimizer")  # of a run, those that the methods of a comparison may differ in
+
+
 @dataclass
 class Comparison:
-    """Methods times seeds times budgets: the runs of `psd compare`, all methods of one seed before the next seed."""
+    """Methods times seeds times budgets: the runs of `psd compare`, all methods of one seed before the next seed.
+
+    A method is a mapping of its options, of `variant`, and of what its runs have otherwise than the rest of the
+    comparison, under dotted keys: `{name: mixup, variant: b50, data.batch_size: 50}`.
+    """
 
     base: dict[str, Any]
     methods: list[dict[str, Any]]
@@ -353,7 +372,7 @@ class Comparison:
 
     def configs(self) -> list[Config]:
         made = [
-            from_dict({**self.base, "budget": budget, **self._sections(method, seed, budget)})
+            from_dict(self._run(method, seed, budget))
             for budget in self.budgets
             for seed in self.seeds
             for method in self.methods
@@ -364,15 +383,22 @@ class Comparison:
                 raise ValueError(f"compare: two runs have the record {name}; name each method, seed and budget once")
         return made
 
-    def _sections(self, method: dict[str, Any], seed: int, budget: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, method: dict[str, Any], seed: int, budget: dict[str, Any]) -> dict[str, Any]:
         """{output}, {budget} and {seed} in a text are the run's own: a teacher may be another run of the comparison."""
-        run = {**self.base.get("run", {}), "seed": seed}
-        if "variant" in method:
-            run["variant"] = method["variant"]
-        places = {"output": run.get("output", RunConfig.output), "seed": seed, "budget": BudgetConfig(**budget).label}
-        options = {key: value for key, value in method.items() if key != "variant"}
+        own: dict[str, dict[str, Any]] = {}
+        for key in [key for key in method if "." in key]:
+            section, _, setting = key.partition(".")
+            own.setdefault(section, {})[setting] = method[key]
+        run = {"seed": seed, **({"variant": method["variant"]} if "variant" in method else {})}
+        base = merge(merge({**self.base, "budget": budget}, {"run": run}), own)
+        places = {
+            "output": base["run"].get("output", RunConfig.output),
+            "seed": seed,
+            "budget": BudgetConfig(**base["budget"]).label,
+        }
+        options = {key: value for key, value in method.items() if key != "variant" and "." not in key}
         filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
-        return {"method": filled, "run": run}
+        return {**base, "method": filled}
 
 
 def shortened(whole: Comparison) -> Comparison:
@@ -398,6 +424,9 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
     listed, listed_seeds = section.get("methods", []), section.get("seeds", [0])
     if not isinstance(listed, list) or not all(isinstance(method, dict) and "name" in method for method in listed):
         raise ValueError(f"compare.methods must be a list of mappings with a name, got {listed!r}")
+    own = sorted({key.partition(".")[0] for method in listed for key in method if "." in key} - set(ROW_SECTIONS))
+    if own:
+        raise ValueError(f"compare.methods: a method's runs may have their own {', '.join(ROW_SECTIONS)}, not {own[0]}")
     if not isinstance(listed_seeds, list):
         raise ValueError(f"compare.seeds must be a list of integers, got {listed_seeds!r}")
     budgets = section.get("budgets", [values["budget"]] if "budget" in values else [{"epochs": Config().budget.epochs}])

@@ -23,12 +23,14 @@ ECE_BINS = 15
 @dataclass
 class Metrics:
     """top1, top5: percent (top5 is None below 6 classes). nll: mean cross-entropy in nats. ece: expected calibration
-    error as a fraction, 15 equal-width bins on the softmax (Guo et al. 2017, section 3). n_test: images."""
+    error as a fraction, 15 equal-width bins on the softmax (Guo et al. 2017, section 3). overconfidence: mean of the
+    largest probability minus accuracy, as a fraction with its sign. n_test: images."""
 
     top1: float
     top5: float | None
     nll: float
     ece: float
+    overconfidence: float
     n_test: int
 
 
@@ -109,11 +111,13 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
     def accuracy(k: int) -> float:
         return 100 * float(multiclass_accuracy(logits, targets, classes, average="micro", top_k=k))
 
-    ece = multiclass_calibration_error(logits.softmax(dim=1), targets, classes, n_bins=ECE_BINS, norm="l1")
+    probabilities = logits.softmax(dim=1)
+    ece = multiclass_calibration_error(probabilities, targets, classes, n_bins=ECE_BINS, norm="l1")
     return Metrics(
         top1=accuracy(1),
         top5=accuracy(5) if classes > 5 else None,
         nll=float(F.cross_entropy(logits, targets)),
         ece=float(ece),
+        overconfidence=float(probabilities.amax(dim=1).double().mean()) - accuracy(1) / 100,
         n_test=len(targets),
     )

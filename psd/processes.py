@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the exit code of a command that SIGTERM has stopped and that can go on
+
 T = TypeVar("T")
 
 

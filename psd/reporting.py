@@ -18,6 +18,7 @@ from psd.records import Record
 BASELINE = "cross_entropy"
 CONTROL = "pair_cross_entropy"  # the same images, steps and batches as the pair methods have
 PROTOCOL = ("precision", "accumulate", "sync_batchnorm")  # of the settings in `run`, those that shape a result
+TUNED = (("data", "batch_size"), ("optimizer", "lr"))  # may differ in a table, whose columns then tell
 BLOCK = re.compile(r"(<!-- psd report (?P<paths>[^>]*?) -->\n)(?P<table>.*?)(<!-- end of psd report -->)", re.DOTALL)
 
 
@@ -152,13 +153,17 @@ def _check_rows(records: list[Record]) -> None:
 
 
 def _without_seed(record: Record) -> dict[str, Any]:
-    """A record's settings without its seed, which stands in the name of a teacher of the same seed, too."""
+    """A record's settings without its seed, which stands in the name of a teacher of the same seed, too, and which is
+    that of a replicate's images."""
 
     def masked(value: Any) -> Any:
         return value.replace(f"-s{record.seed}", "-s*") if isinstance(value, str) else value
 
     method = {key: masked(value) for key, value in record.config["method"].items()}
-    return {**record.config, "method": method, "run": {**record.config["run"], "seed": None}}
+    data = dict(record.config["data"])
+    if data.get("replicate"):
+        del data["seed"]
+    return {**record.config, "data": data, "method": method, "run": {**record.config["run"], "seed": None}}
 
 
 def _check_protocol(records: list[Record]) -> None:
@@ -175,15 +180,31 @@ def _check_protocol(records: list[Record]) -> None:
 
 def _protocol(record: Record) -> dict[str, Any]:
     same = {key: record.config["run"].get(key) for key in PROTOCOL if key in record.config["run"]}
-    sections = {key: record.config[key] for key in ("data", "model", "optimizer")}
+    sections = {
+        section: {key: value for key, value in record.config[section].items() if (section, key) not in TUNED}
+        for section in ("data", "model", "optimizer")
+    }
+    if record.config["data"].get("replicate"):
+        del sections["data"]["seed"]
     return {**sections, "run": same, "test": {"images": record.final["n_test"]}}
 
 
 def _forwards(record: Record) -> int:
     """Images that a step forwards for one anchor, from the record itself: a method may be another by now, or gone."""
-    steps: int = sum(entry["steps"] for entry in record.epochs)
-    anchors: int = steps * record.config["data"]["batch_size"]
+    anchors: int = _steps(record) * record.config["data"]["batch_size"]
     return round(record.image_passes / anchors)
+
+
+def _steps(record: Record) -> int:
+    return sum(entry["steps"] for entry in record.epochs)
+
+
+def _images_a_step(record: Record) -> int:
+    return round(record.image_passes / _steps(record))
+
+
+def _differ(records: list[Record], section: str, key: str) -> bool:
+    return len({record.config[section][key] for record in records}) > 1
 
 
 def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:
@@ -219,6 +240,12 @@ def _table(records: list[Record], costs: bool) -> str:
         "top-5 %": lambda name, row: _spread([r.final["top5"] for r in row], 2),
         "NLL": lambda name, row: _spread([r.final["nll"] for r in row], 3),
         "ECE": lambda name, row: _spread([r.final["ece"] for r in row], 3),
+        "overconfidence": lambda name, row: _spread([r.final.get("overconfidence") for r in row], 3, signed=True),
+        "NLL, T fitted": lambda name, row: _spread([r.final.get("nll_scaled") for r in row], 3),
+        "ECE, T fitted": lambda name, row: _spread([r.final.get("ece_scaled") for r in row], 3),
+        "images a step": lambda name, row: str(_images_a_step(row[0])),
+        "steps": lambda name, row: f"{_steps(row[0]):,}",
+        "lr": lambda name, row: f"{row[0].config['optimizer']['lr']:g}",
         "seeds": lambda name, row: str(len(row)),
         "epochs": lambda name, row: f"{_epochs(row[0]):g}",
         "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
@@ -234,6 +261,16 @@ def _table(records: list[Record], costs: bool) -> str:
             del columns[f"Δ {other}"]
     if all(r.final["top5"] is None for r in records):
         del columns["top-5 %"]
+    for title, key in (
+        ("overconfidence", "overconfidence"),
+        *((f"{k.upper()}, T fitted", f"{k}_scaled") for k in ("nll", "ece")),
+    ):
+        if all(key not in r.final for r in records):
+            del columns[title]
+    if not _differ(records, "data", "batch_size"):
+        del columns["images a step"], columns["steps"]
+    if not _differ(records, "optimizer", "lr"):
+        del columns["lr"]
     if _same_seeds(rows):
         del columns["seeds"]
     lines = [list(columns), *([cell(name, row) for cell in columns.values()] for name, row in rows.items())]

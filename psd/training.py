@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from psd import checkpoints, config, models, records
+from psd.calibration import fit_temperature
 from psd.config import Config, DataConfig
-from psd.data import ImageData, load
+from psd.data import TUNE_APART, ImageData, load
 from psd.data.batches import Batches, Share
 from psd.data.stream import CentreCrops, Stream
 from psd.evaluation import measure, predict
@@ -77,20 +78,59 @@ def load_data(data: DataConfig) -> tuple[ImageData | ImageFolder, ImageData | Ce
     return split(data.split, per_class=data.per_class, count=data.count, **same), measured
 
 
+def load_tune(data: DataConfig) -> ImageData | None:
+    """The tune images of a run that neither trains on them nor is measured on them; None where there are none."""
+    if data.split != "train" or data.name not in TUNE_APART:
+        return None
+    size = {} if data.size is None else {"size": data.size}  # which not every data set takes
+    tune = load(data.name, data.root, "tune", classes=data.classes, seed=data.seed, verify=data.verify, **size)
+    assert isinstance(tune, ImageData)  # all of TUNE_APART are
+    return tune
+
+
+def finished(config: Config) -> Record | None:
+    """The record of a run that is already done and that `run.resume` "auto" leaves as it is; None where it is to do.
+
+    Beside checkpoints, which the end of a run removes, a record is of an earlier run that was begun anew.
+
+    Raises:
+        ValueError: the record is of a run with other settings.
+    """
+    _, file, kept = _places(config)
+    if config.run.resume != "auto" or checkpoints.every(kept) or not file.is_file():
+        return None
+    record = Record.read(file)
+    _refuse_another_run(file, record.config, config)
+    return record
+
+
+def _places(config: Config) -> tuple[Path, Path, Path]:
+    """A run's folder, its record and the folder of its checkpoints."""
+    output = Path(config.run.output)
+    return output / config.name, output / f"{config.name}.json", output / config.name / "checkpoints"
+
+
+def _refuse_another_run(path: Path, saved: dict[str, Any], asked: Config) -> None:
+    changed = config.differences(saved, asked.to_dict())
+    if changed:
+        raise ValueError(
+            f"run.resume: {path} belongs to another configuration: {'; '.join(changed)}. "
+            "Give these values back, or start anew with --run.resume never"
+        )
+
+
 class Run:
     """The state of one run: built, perhaps resumed, then trained to its end. Every process of a run has one."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.method = config, config.method
-        output = Path(config.run.output)
-        self.folder, self.record_file = output / config.name, output / f"{config.name}.json"
-        self.checkpoints = self.folder / "checkpoints"
+        self.folder, self.record_file, self.checkpoints = _places(config)
 
     def train(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> Record:
         self.start()
-        finished = self.processes.on_main(self._finished)
-        if finished is not None:
-            return finished
+        done = self.processes.on_main(lambda: finished(self.config))
+        if done is not None:
+            return done
         with Termination() as self.termination:
             self.set_up()
             self._prepare_folder()
@@ -128,6 +168,7 @@ class Run:
         """Load the data, build the network and its optimiser."""
         run, data, optimizer = self.config.run, self.config.data, self.config.optimizer
         train_data, self.test = load_data(data)
+        self.tune = load_tune(data)
         self.share = Share(self.processes.rank, self.processes.world, run.accumulate)
         self.batches = _batches(train_data, data, run.seed, self.method.needs, self.device, self.share)
         self.per_epoch = self.batches.steps_per_epoch
@@ -230,7 +271,7 @@ class Run:
         entry = self._epoch(epoch, bar)
         last = self.step == self.steps
         if last or (run.evaluate_every and (epoch + 1) % run.evaluate_every == 0):
-            entry["test"] = self._measure(epoch)
+            entry["test"] = self._measure(epoch, last)
         if isinstance(self.batches, Stream) and self.config.data.skip_corrupt:
             skipped = torch.tensor([float(self.batches.skipped)], device=self.device)
             entry["skipped"] = int(self.processes.every(skipped).sum())
@@ -349,16 +390,29 @@ class Run:
         if self.processes.main:
             self.log.add(self.step, entry)
 
-    def _measure(self, epoch: int) -> dict[str, Any]:
-        """The test's metrics; the last step may leave weights of which no training loss tells."""
-        n = len(self.test)
+    def _measure(self, epoch: int, last: bool) -> dict[str, Any]:
+        """The test's metrics; the last step may leave weights of which no training loss tells.
+
+        After it, where tune images are there that were not trained on, NLL and calibration once more with the
+        temperature that fits these: `temperature`, `nll_scaled`, `ece_scaled`, `overconfidence_scaled`.
+        """
         self.processes.share_buffers(self.network)
-        at_once = 500 if isinstance(self.test, ImageData) else 100  # images of files are larger
-        logits = predict(self.network, self.test, at_once, self.processes.rows(n))
-        metrics = measure(self.processes.joined(logits, n), self.test.targets)
+        logits = self._logits(self.test)
+        metrics = measure(logits, self.test.targets)
         if not math.isfinite(metrics.nll):
             raise Diverged(f"the loss of the test is NaN or infinite after epoch {epoch + 1}. {REMEDY}")
-        return dataclasses.asdict(metrics)
+        found = dataclasses.asdict(metrics)
+        if last and self.tune is not None:
+            temperature = fit_temperature(self._logits(self.tune), self.tune.targets)
+            scaled = dataclasses.asdict(measure(temperature(logits), self.test.targets))
+            found["temperature"] = temperature.value
+            found |= {f"{key}_scaled": scaled[key] for key in ("nll", "ece", "overconfidence")}
+        return found
+
+    def _logits(self, data: ImageData | CentreCrops) -> Tensor:
+        n = len(data)
+        at_once = 500 if isinstance(data, ImageData) else 100  # images of files are larger
+        return self.processes.joined(predict(self.network, data, at_once, self.processes.rows(n)), n)
 
     def _interrupt(self) -> None:
         path = self._checkpoint()
@@ -404,28 +458,8 @@ class Run:
                 return None
             path = found[-1]
         weights, state = checkpoints.load(path)
-        self._refuse_another_run(path, state["config"])
+        _refuse_another_run(path, state["config"], self.config)
         return weights, state
-
-    def _finished(self) -> Record | None:
-        """The record of this run where it is already done and `resume` says to leave it.
-
-        Beside checkpoints, which the end of a run removes, a record is of an earlier run that was begun anew.
-        """
-        unfinished = checkpoints.every(self.checkpoints) or not self.record_file.is_file()
-        if self.config.run.resume != "auto" or unfinished:
-            return None
-        record = Record.read(self.record_file)
-        self._refuse_another_run(self.record_file, record.config)
-        return record
-
-    def _refuse_another_run(self, path: Path, saved: dict[str, Any]) -> None:
-        changed = config.differences(saved, self.config.to_dict())
-        if changed:
-            raise ValueError(
-                f"run.resume: {path} belongs to another configuration: {'; '.join(changed)}. "
-                "Give these values back, or start anew with --run.resume never"
-            )
 
     def _finish(self) -> Record:
         record = self.record

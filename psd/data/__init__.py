@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 NAMES = ("shapes", "cifar100", "cifar100-small", "imagenet", "tiny-imagenet", "folder:PATH")
 SPLITS = ("train", "test", "fit", "tune")
+TUNE_APART = ("shapes", "cifar100-small")  # their tune split takes nothing from train
 
-__all__ = ["NAMES", "SPLITS", "ImageData", "MissingData", "default_root", "load"]
+__all__ = ["NAMES", "SPLITS", "TUNE_APART", "ImageData", "MissingData", "default_root", "load"]
 
 
 def default_root() -> Path:
