@@ -17,29 +17,37 @@ from psd.pairs import ClassPairs, same_class_partner
 from psd.swap import PatchSwap, patch_swap
 
 if TYPE_CHECKING:
-    from psd import data, methods, models, plots
-    from psd.calibration import Temperature, calibrate
-    from psd.checkpoints import load_model
-    from psd.config import Config
-    from psd.evaluation import Metrics, evaluate
-    from psd.records import Record
-    from psd.reporting import report
-    from psd.training import train
+    from psd import data, methods, models
+    from psd.reporting import plots
+    from psd.reporting.tables import report
+    from psd.training import config
+    from psd.training.calibration import Temperature, calibrate
+    from psd.training.checkpoints import load_model
+    from psd.training.config import Config
+    from psd.training.evaluation import Metrics, evaluate
+    from psd.training.fit import train
+    from psd.training.records import Record
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Config": "psd.config",
-    "Temperature": "psd.calibration",
-    "calibrate": "psd.calibration",
-    "Metrics": "psd.evaluation",
-    "evaluate": "psd.evaluation",
-    "Record": "psd.records",
-    "load_model": "psd.checkpoints",
-    "train": "psd.training",
-    "report": "psd.reporting",
+    "Config": "psd.training.config",
+    "Temperature": "psd.training.calibration",
+    "calibrate": "psd.training.calibration",
+    "Metrics": "psd.training.evaluation",
+    "evaluate": "psd.training.evaluation",
+    "Record": "psd.training.records",
+    "load_model": "psd.training.checkpoints",
+    "train": "psd.training.fit",
+    "report": "psd.reporting.tables",
 }
-_SUBMODULES = ("data", "methods", "models", "plots")
+_MODULES = {
+    "config": "psd.training.config",
+    "data": "psd.data",
+    "methods": "psd.methods",
+    "models": "psd.models",
+    "plots": "psd.reporting.plots",
+}
 
 __all__ = [
     "ClassPairs",
@@ -51,6 +59,7 @@ __all__ = [
     "SelfDistillationLoss",
     "Temperature",
     "calibrate",
+    "config",
     "data",
     "evaluate",
     "load_model",
@@ -67,8 +76,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"psd.{name}")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'psd' has no attribute {name!r}")
 
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import psd
-from psd import cli, config, methods, reporting
-from psd.settings import read_settings
+from psd import cli, methods
+from psd.cli.settings import read_settings
+from psd.reporting import tables as reporting
+from psd.training import config
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

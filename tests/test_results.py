@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from psd import config, methods
-from psd.records import Record
+from psd import methods
+from psd.training import config
+from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psd.checkpoints import load_model
 from psd.checks import check_settings
 from psd.data.batches import Batch
 from psd.losses import LossTerms, softened_kl
 from psd.methods import Method, Progress, Step
+from psd.training.checkpoints import load_model
 
 
 @dataclass

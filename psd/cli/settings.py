@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from psd import config, methods, models
+from psd import methods, models
 from psd.checks import did_you_mean
-from psd.config import SECTIONS
+from psd.training import config
+from psd.training.config import SECTIONS
 
 
 def read_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:

@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from psd import checkpoints, config, models, records
-from psd.calibration import fit_temperature
-from psd.config import Config, DataConfig
+from psd import models
 from psd.data import TUNE_APART, ImageData, load
 from psd.data.batches import Batches, Share
 from psd.data.stream import CentreCrops, Stream
-from psd.evaluation import measure, predict
-from psd.logs import MetricsLog
 from psd.methods import Progress, Step
-from psd.processes import Processes, Termination
-from psd.records import Record
 from psd.seeding import seed_for
+from psd.training import checkpoints, config, records
+from psd.training.calibration import fit_temperature
+from psd.training.config import Config, DataConfig
+from psd.training.evaluation import measure, predict
+from psd.training.logs import MetricsLog
+from psd.training.processes import Processes, Termination
+from psd.training.records import Record
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder

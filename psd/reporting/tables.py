@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from psd import config
-from psd.records import Record
+from psd.training import config
+from psd.training.records import Record
 
 BASELINE = "cross_entropy"
 CONTROL = "pair_cross_entropy"  # the same images, steps and batches as the pair methods have

@@ -27,8 +27,8 @@ from psd.data.batches import Batch, Batches, Share
 from psd.data.folder import MEAN, STD
 from psd.data.images import ImageData
 from psd.data.stream import CentreCrops, Stream
-from psd.evaluation import evaluate, predict
 from psd.seeding import seed_for
+from psd.training.evaluation import evaluate, predict
 
 NEEDS = tuple(need for need in KNOWN if need != "raw")  # files are cut as they are decoded
 COUNTS = {"a": 9, "b": 8, "c": 7}  # images of each class, numbered 0 ... 23 over all classes

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from psd import checkpoints
+from psd.training import checkpoints
 
 STATE = {"step": 3, "note": None, "loss": [0.1, 1e-30], "config": {"patch_size": (4, 8), "name": "ä"}}
 

@@ -14,7 +14,7 @@ from psd.checks import check_settings, did_you_mean
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 # What may differ between the beginning of a run and its continuation, and never changes its result.
 NOT_PART_OF_THE_RESULT = (

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import psd
-from psd import bench, cli, methods
-from psd.bench import Rates
-from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
+from psd import cli, methods
+from psd.training import bench
+from psd.training.bench import Rates
+from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
 
 RATES = Rates(
     step=1000.0,

@@ -55,7 +55,7 @@ def calibrate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, bat
     >>> psd.calibrate(model, tune).value > 0
     True
     """
-    from psd.evaluation import predict
+    from psd.training.evaluation import predict
 
     return fit_temperature(predict(model, data, batch_size), data.targets)
 

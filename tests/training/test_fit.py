@@ -27,15 +27,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import psd
-from psd import checkpoints, losses, methods, models, records, training
-from psd.checkpoints import load_model
-from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, differences
+from psd import losses, methods, models
 from psd.data.batches import Batch, Batches
-from psd.evaluation import evaluate
 from psd.methods import Method, Progress, Step, single_terms
-from psd.records import Record
 from psd.seeding import seed_for
-from psd.training import Diverged, load_data
+from psd.training import checkpoints, records
+from psd.training import fit as training
+from psd.training.checkpoints import load_model
+from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, differences
+from psd.training.evaluation import evaluate
+from psd.training.fit import Diverged, load_data
+from psd.training.records import Record
 
 CLASSES, TRAIN, TEST, BATCH, SIZE = 4, 24, 12, 8, 16
 PER_EPOCH = TRAIN // BATCH  # steps
@@ -252,7 +254,7 @@ import json, sys
 sys.modules["jsonargparse"] = None  # whoever imports it meets an ImportError
 import torch
 torch.set_num_threads(1)
-import psd, psd.config
+import psd
 psd.train(psd.config.from_dict(json.loads(sys.argv[1])))
 """
     config = make(tmp_path, evaluate_every=2)

@@ -12,9 +12,9 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from psd.config import Config
 from psd.data.stream import Stream
-from psd.training import Run
+from psd.training.config import Config
+from psd.training.fit import Run
 
 WARM_UP = 3  # calls before the clock starts: kernels are chosen, compiled and recorded, memory is touched
 PREFETCHED = 2  # batches that a loader's worker has ready, PyTorch's default

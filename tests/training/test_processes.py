@@ -24,12 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import psd
-from psd import methods, training
-from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
+from psd import methods
 from psd.data.batches import Share
-from psd.logs import MetricsLog
-from psd.processes import Processes, Termination
-from psd.training import Interrupted
+from psd.training import fit as training
+from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
+from psd.training.fit import Interrupted
+from psd.training.logs import MetricsLog
+from psd.training.processes import Processes, Termination
 
 STEPS, BATCH = 5, 16
 DATA = {"count": 80, "classes": 4, "size": 32, "batch_size": BATCH}  # 5 steps an epoch

@@ -6,9 +6,9 @@ import pytest
 import torch
 from matplotlib import pyplot
 from PIL import Image
-from test_reporting import record
+from test_tables import record
 
-from psd import plots
+from psd.reporting import plots
 
 
 def finished(method: str = "cross_entropy", seed: int = 0, top1: float = 50.0, **changes):

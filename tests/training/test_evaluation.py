@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from psd.data.batches import normalised
 from psd.data.images import ImageData
-from psd.evaluation import evaluate, measure, predict
+from psd.training.evaluation import evaluate, measure, predict
 
 CLASSES = 7
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from psd import records
-from psd.records import Record, write_atomically
+from psd.training import records
+from psd.training.records import Record, write_atomically
 
 EPOCH = {"epoch": 1, "steps": 3, "lr": 0.1, "loss": 1.5, "train_top1": 40.0}
 TEST = {"top1": 50.0, "top5": None, "nll": 1.1, "ece": 0.05, "n_test": 12}
@@ -242,7 +242,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A git checkout with one commit, from which psd.records seems to be imported."""
+    """A git checkout with one commit, from which psd seems to be imported."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)  # set where the tests are run by a hook
     (tmp_path / "psd").mkdir()
@@ -251,7 +251,7 @@ def checkout(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--no-gpg-sign", "--no-verify", "-m", "first")
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "psd" / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "psd" / "training" / "records.py"))
     return tmp_path
 
 
@@ -280,7 +280,7 @@ def test_there_is_no_revision_outside_a_checkout(checkout, monkeypatch):
     # As for a package in .venv/lib/python3/site-packages: the checkout around it is not its own.
     package = checkout / ".venv" / "psd"
     package.mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(package / "training" / "records.py"))
     assert records.revision() is None
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from psd import models
-from psd.records import replacing
+from psd.training.records import replacing
 
 KEEP = 2
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from psd import config, methods
-from psd.config import (
+from psd import methods
+from psd.training import config
+from psd.training.config import (
     BudgetConfig,
     Config,
     DataConfig,

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import psd
 from psd import cli, methods
-from psd import config as config_module
-from psd.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
 from psd.data.stream import CentreCrops
-from psd.training import load_data
+from psd.training import config as config_module
+from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
+from psd.training.fit import load_data
 
 CLASSES, TRAIN, TEST, SIZE = 3, 24, 11, 24  # images in all
 
@@ -87,7 +87,7 @@ def test_the_number_of_workers_changes_no_bit(trained, root, tmp_path):
 def test_a_run_goes_on_inside_its_epoch_to_the_same_bits(trained, root, tmp_path, monkeypatch):
     from test_processes import sent_at  # as for images in memory
 
-    from psd.training import Interrupted, Stream
+    from psd.training.fit import Interrupted, Stream
 
     run = config(root, tmp_path, evaluate_every=1, resume="auto")
     with monkeypatch.context() as patch:

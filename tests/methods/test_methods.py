@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd import checkpoints, methods, models
+from psd import methods, models
 from psd.data.batches import Batch, Batches
 from psd.data.images import ImageData
 from psd.losses import SelfDistillationLoss
 from psd.methods import Method, Progress, Step
 from psd.swap import patch_swap
+from psd.training import checkpoints
 
 CLASSES, SAMPLES, N = 4, 24, 8
 PROGRESS = Progress(3, 60, 1, 20.0)

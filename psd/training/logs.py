@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from psd.records import write_atomically
+from psd.training.records import write_atomically
 
 
 class MetricsLog:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from psd.config import Config
-from psd.processes import TRY_AGAIN, Termination
-from psd.records import Record
-from psd.training import Interrupted, finished
+from psd.training.config import Config
+from psd.training.fit import Interrupted, finished
+from psd.training.processes import TRY_AGAIN, Termination
+from psd.training.records import Record
 
 BAD_INPUT = 2  # the exit code of the command line for a user's mistake
 LOOK_SECONDS = 0.2  # between two looks at the running ones

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from psd.records import Record
-from psd.reporting import BASELINE, by_method, differences, heading, interval
+from psd.reporting.tables import BASELINE, by_method, differences, heading, interval
+from psd.training.records import Record
 
 LEGEND = 8  # methods of a figure whose loss curves can be told apart by a legend; of more, the colours of the dots tell
 

@@ -20,10 +20,13 @@ import torch
 import yaml
 from PIL import Image
 
-from psd import checkpoints, cli, config, methods, reporting, training
+from psd import cli, methods
+from psd.cli.settings import read_settings
 from psd.data import download, shapes
-from psd.records import Record
-from psd.settings import read_settings
+from psd.reporting import tables as reporting
+from psd.training import checkpoints, config
+from psd.training import fit as training
+from psd.training.records import Record
 
 COMMANDS = ("demo", "train", "compare", "evaluate", "report", "data")
 SHAPES = config.read_yaml("shapes")

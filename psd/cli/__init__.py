@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from psd import config
 from psd.checks import did_you_mean
-from psd.processes import TRY_AGAIN
-from psd.settings import at_home, list_settings, read_settings
+from psd.cli.settings import at_home, list_settings, read_settings
+from psd.training import config
+from psd.training.processes import TRY_AGAIN
 
 OVERRIDES = (
     "Any setting can be changed: --model.name resnet20 --optimizer.lr 0.05; null stands for no value.\n"
@@ -33,8 +33,8 @@ GO_ON = "the same command with `--run.resume auto` goes on from the last checkpo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
     from psd.data.decoding import WorkerEnded
-    from psd.jobs import Failed
-    from psd.training import Diverged, Interrupted
+    from psd.training.fit import Diverged, Interrupted
+    from psd.training.jobs import Failed
 
     remedy = ""
     try:
@@ -67,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise ValueError(f"CONFIG is missing: name a recipe ({config.recipes_in_brief()}) or a YAML file")
-    from psd.training import train
+    from psd.training.fit import train
 
     run = config.from_dict(read_settings(options.config, options.settings))
     record = train(run)
@@ -123,9 +123,10 @@ def _run_comparison(
     configs = (config.shortened(comparison) if fast else comparison).configs()
     if not configs:
         raise ValueError(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
-    from psd import plots, reporting
-    from psd.jobs import train_all
-    from psd.training import train
+    from psd.reporting import plots
+    from psd.reporting import tables as reporting
+    from psd.training.fit import train
+    from psd.training.jobs import train_all
 
     if jobs is None:
         for run in configs:
@@ -145,8 +146,9 @@ def _run_comparison(
 
 def _save_details(tables: list[list[Path]]) -> None:
     """The numbers of every table beside its records, and the differences to cross-entropy as a figure."""
-    from psd import plots, reporting
-    from psd.records import write_atomically
+    from psd.reporting import plots
+    from psd.reporting import tables as reporting
+    from psd.training.records import write_atomically
 
     for files in tables:
         numbers, figure = files[0].with_name("comparison.csv"), files[0].with_name("forest.png")
@@ -160,10 +162,10 @@ def _save_details(tables: list[list[Path]]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from psd.checkpoints import load_model
-    from psd.evaluation import evaluate
-    from psd.records import Record
-    from psd.training import load_data
+    from psd.training.checkpoints import load_model
+    from psd.training.evaluation import evaluate
+    from psd.training.fit import load_data
+    from psd.training.records import Record
 
     file = options.run_path.resolve()
     folder = file.with_name(file.name.removesuffix(".json"))
@@ -180,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from psd import bench
+    from psd.training import bench
 
     run = config.from_dict(read_settings(options.config, options.settings))
     rates = bench.measure(run, options.seconds)
@@ -190,8 +192,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from psd import reporting
-    from psd.records import write_atomically
+    from psd.reporting import tables as reporting
+    from psd.training.records import write_atomically
 
     if bool(options.fill) == bool(options.paths):
         raise ValueError("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")

@@ -134,7 +134,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 def revision() -> str | None:
     """The commit of the checkout that psd is imported from, with "+" if its code differs; None outside a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     if not (package.parent / ".git").exists():
         return None
     try:

@@ -7,8 +7,9 @@ import io
 
 import pytest
 
-from psd import config, reporting
-from psd.records import Record
+from psd.reporting import tables as reporting
+from psd.training import config
+from psd.training.records import Record
 
 T_975_2 = 4.302652729911275  # quantile of Student's t with 2 degrees of freedom (any table of it)
 

@@ -1,0 +1,1 @@
+"""From a configuration to a record: the loop and what surrounds it."""
