@@ -20,20 +20,6 @@ if TYPE_CHECKING:
 ECE_BINS = 15
 
 
-@dataclass
-class Metrics:
-    """top1, top5: percent (top5 is None below 6 classes). nll: mean cross-entropy in nats. ece: expected calibration
-    error as a fraction, 15 equal-width bins on the softmax (Guo et al. 2017, section 3). overconfidence: mean of the
-    largest probability minus accuracy, as a fraction with its sign. n_test: images."""
-
-    top1: float
-    top5: float | None
-    nll: float
-    ece: float
-    overconfidence: float
-    n_test: int
-
-
 def evaluate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, batch_size: int = 500) -> Metrics:
     """Metrics of `model` (in eval mode, on the device of its parameters) on all images of `data`, not augmented.
 
@@ -96,28 +82,20 @@ def _inputs(data: ImageData | CentreCrops, rows: range, batch_size: int, device:
         yield normalised(data, slice(part.start, part.stop, part.step), device)
 
 
-def measure(logits: Tensor, targets: Tensor) -> Metrics:
-    """Metrics of logits (N, C) against labels (N,); ValueError for a label that is none of the C classes."""
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+def calibrate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, batch_size: int = 500) -> Temperature:
+    """The temperature of the least NLL of `model` (in eval mode) on `data`, which must not be its training images.
 
-    classes = logits.shape[1]
-    wrong = targets[(targets < 0) | (targets >= classes)]
-    if len(wrong):
-        raise ValueError(
-            f"targets: logits of {classes} classes have no label {int(wrong[0])}; "
-            "measure on the classes that the model was built for"
-        )
+    Args:
+        model: gives logits (N, C).
+        data: a tune split, such as `psd.data.load("cifar100-small", split="tune")`.
+        batch_size: images per forward pass.
 
-    def accuracy(k: int) -> float:
-        return 100 * float(multiclass_accuracy(logits, targets, classes, average="micro", top_k=k))
+    Raises:
+        ValueError: as in `psd.evaluate`.
 
-    probabilities = logits.softmax(dim=1)
-    ece = multiclass_calibration_error(probabilities, targets, classes, n_bins=ECE_BINS, norm="l1")
-    return Metrics(
-        top1=accuracy(1),
-        top5=accuracy(5) if classes > 5 else None,
-        nll=float(F.cross_entropy(logits, targets)),
-        ece=float(ece),
-        overconfidence=float(probabilities.amax(dim=1).double().mean()) - accuracy(1) / 100,
-        n_test=len(targets),
-    )
+    >>> import psd
+    >>> model, tune = psd.models.build("resnet8", 16), psd.data.load("shapes", split="tune", count=32)
+    >>> psd.calibrate(model, tune).value > 0
+    True
+    """
+    return fit_temperature(predict(model, data, batch_size), data.targets)

@@ -7,16 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
-
-    from psd.data import ImageData
-    from psd.data.stream import CentreCrops
+from torch import Tensor
 
 LIMITS = (0.01, 100.0)  # of the temperature
 
@@ -37,27 +30,6 @@ class Temperature:
 
     def __call__(self, logits: Tensor) -> Tensor:
         return logits / self.value
-
-
-def calibrate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, batch_size: int = 500) -> Temperature:
-    """The temperature of the least NLL of `model` (in eval mode) on `data`, which must not be its training images.
-
-    Args:
-        model: gives logits (N, C).
-        data: a tune split, such as `psd.data.load("cifar100-small", split="tune")`.
-        batch_size: images per forward pass.
-
-    Raises:
-        ValueError: as in `psd.evaluate`.
-
-    >>> import psd
-    >>> model, tune = psd.models.build("resnet8", 16), psd.data.load("shapes", split="tune", count=32)
-    >>> psd.calibrate(model, tune).value > 0
-    True
-    """
-    from psd.training.evaluation import predict
-
-    return fit_temperature(predict(model, data, batch_size), data.targets)
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> Temperature:

@@ -1,0 +1,100 @@
+"""What a target is, what a network's output means, and which figures measure it: one file each.
+
+A task is an object with the members of `Task`; its name is its name in recipes. The loop knows no task by name: a new
+one is one new file here, or `register` in a module of your own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from psd.checks import did_you_mean
+
+if TYPE_CHECKING:
+    from psd.methods import Method
+
+
+class Metric(NamedTuple):
+    """A figure that records hold and reports print.
+
+    name: its key in `record.final`. title: the column of a table. unit: "%", "nats", or "" for a fraction.
+    better: "higher", "lower", or "zero", where the sign tells something. digits: after the point.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower", "zero"]
+    digits: int
+
+
+class Meter(Protocol):
+    """What a task makes of a data set's outputs, batch by batch."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take in one batch: what `Task.logits` gives, and its targets, on whatever device."""
+
+    def merge(self, other: Any) -> None:
+        """Take in what another process's meter of the same kind has seen, of the rows after this one's."""
+
+    def compute(self, tune: Any = None) -> dict[str, float | int | None]:
+        """The figures by name, the first of `Task.metrics` among them, and `n_test`, the number of images.
+
+        tune: a meter of images that were neither trained on nor are in this one, on which whatever a task fits
+        after training, such as a temperature, is fitted.
+        """
+
+
+class Task(Protocol):
+    """The seam of tasks.
+
+    metrics: the first one is what methods are compared by.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+
+    def logits(self, output: Any) -> Tensor:
+        """A network's output -> logits with the class in dimension 1: (N, C) or (N, C, *spatial)."""
+
+    def meter(self, classes: int) -> Meter:
+        """A new, empty meter."""
+
+    def refuse(self, method: Method) -> None:
+        """ValueError, with what to take instead, for a method that makes no sense for this task."""
+
+
+_REGISTERED: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    """Make a task of your own known by its name; ValueError where the name is taken."""
+    if task.name in names():
+        raise ValueError(f"task.name {task.name!r} is taken; known: {', '.join(names())}")
+    _REGISTERED[task.name] = task
+    return task
+
+
+def names() -> list[str]:
+    """The names of all tasks: the files of this folder, and what is registered.
+
+    >>> "classification" in names()
+    True
+    """
+    return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_REGISTERED})
+
+
+def find(name: str) -> Task:
+    """The task of a name; ValueError with the nearest name if there is none."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in names():
+        hint = did_you_mean(name, names()) or "."
+        raise ValueError(f"task.name {name!r} is unknown{hint} Known: {', '.join(names())}")
+    task: Task = importlib.import_module(f"{__name__}.{name}").TASK
+    return task
