@@ -18,13 +18,13 @@ from psd.swap import PatchSwap, patch_swap
 
 if TYPE_CHECKING:
     from psd import data, methods, models
+    from psd.calibration import Temperature
     from psd.reporting import plots
     from psd.reporting.tables import report
     from psd.training import config
-    from psd.training.calibration import Temperature, calibrate
     from psd.training.checkpoints import load_model
     from psd.training.config import Config
-    from psd.training.evaluation import Metrics, evaluate
+    from psd.training.evaluation import Metrics, calibrate, evaluate
     from psd.training.fit import train
     from psd.training.records import Record
 
@@ -32,8 +32,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Config": "psd.training.config",
-    "Temperature": "psd.training.calibration",
-    "calibrate": "psd.training.calibration",
+    "Temperature": "psd.calibration",
+    "calibrate": "psd.training.evaluation",
     "Metrics": "psd.training.evaluation",
     "evaluate": "psd.training.evaluation",
     "Record": "psd.training.records",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from psd.checks import Refused
+
 LIMITS = (0.01, 100.0)  # of the temperature
 
 
@@ -26,7 +28,7 @@ class Temperature:
 
     def __post_init__(self) -> None:
         if not 0 < self.value < math.inf:
-            raise ValueError(f"value must be a finite number above 0, got {self.value!r}")
+            raise Refused(f"value must be a finite number above 0, got {self.value!r}")
 
     def __call__(self, logits: Tensor) -> Tensor:
         return logits / self.value

@@ -5,13 +5,32 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", NoneType: "None"}
+
+
+class Refused(ValueError):
+    """Something that was given is wrong: the message is for the user, who can mend it, and says how.
+
+    The command line prints it as one line. Any other error is a fault of the program, and shows its traceback.
+    """
+
+
+@contextmanager
+def refusing(before: str = "") -> Iterator[None]:
+    """Make ValueErrors of libraries, and of files that know nothing of psd, `Refused`, with `before` before them."""
+    try:
+        yield
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"{before}{error}") from error
 
 
 def check_settings(section: str, settings: Any, only: str | None = None, **bounds: str) -> None:
@@ -36,9 +55,12 @@ def check_settings(section: str, settings: Any, only: str | None = None, **bound
         if only not in (None, name):
             continue
         value, bound = getattr(settings, name), bounds.get(name, "")
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # as a Python number
+            value = value.item()
+            setattr(settings, name, value)
         kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
         if not any(_fits(value, kind, bound) for kind in kinds):
-            raise ValueError(f"{section}.{name} must be {' or '.join(_words(k, bound) for k in kinds)}, got {value!r}")
+            raise Refused(f"{section}.{name} must be {' or '.join(_words(k, bound) for k in kinds)}, got {value!r}")
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
@@ -54,6 +76,10 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
 def _fits(value: Any, kind: Any, bound: str) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is tuple:  # of any number of one kind
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0], bound) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if kind not in (int, float):
         return isinstance(value, kind)
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or not -math.inf < value < math.inf:
@@ -63,6 +89,10 @@ def _fits(value: Any, kind: Any, bound: str) -> bool:
 
 
 def _words(kind: Any, bound: str) -> str:
+    if get_origin(kind) is tuple:
+        return f"a tuple, each {_words(get_args(kind)[0], bound)}"
+    if get_origin(kind) is dict:
+        return "a mapping"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     return f"{_WORDS[kind]} {bound}".rstrip() if kind in (int, float) else _WORDS[kind]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from psd.checks import did_you_mean
+from psd.checks import Refused, did_you_mean
 from psd.cli.settings import at_home, list_settings, read_settings
 from psd.training import config
 from psd.training.processes import TRY_AGAIN
@@ -33,8 +33,9 @@ GO_ON = "the same command with `--run.resume auto` goes on from the last checkpo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit(0) after `--help`."""
     from psd.data.decoding import WorkerEnded
-    from psd.training.fit import Diverged, Interrupted
     from psd.training.jobs import Failed
+    from psd.training.loop import Interrupted
+    from psd.training.watch import Diverged
 
     remedy = ""
     try:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = options.remedy
         with _one_process_speaks():
             options.run(options)
-    except (ValueError, OSError) as error:
+    except (Refused, OSError) as error:
         print(f"psd: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except (Diverged, Failed, WorkerEnded) as error:
@@ -66,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{options.parser.format_help()}\n{settings}")
         return
     if options.config is None:
-        raise ValueError(f"CONFIG is missing: name a recipe ({config.recipes_in_brief()}) or a YAML file")
+        raise Refused(f"CONFIG is missing: name a recipe ({config.recipes_in_brief()}) or a YAML file")
     from psd.training.fit import train
 
     run = config.from_dict(read_settings(options.config, options.settings))
@@ -109,7 +110,7 @@ def _run_comparison(
     `fast` is None for the demonstration, whose table does not tell of costs. `jobs` is None for runs in this process.
     """
     if "run.seed" in settings:
-        raise ValueError(f"run.seed {settings['run.seed']!r} is one seed; say which to train with --seeds 0 1 2")
+        raise Refused(f"run.seed {settings['run.seed']!r} is one seed; say which to train with --seeds 0 1 2")
     if fast:
         settings = {"run.output": "runs/fast", **settings}
     values = read_settings(name, settings)
@@ -119,10 +120,10 @@ def _run_comparison(
     for key in settings:
         own = [method["name"] for method in comparison.methods if key in method]
         if own:
-            raise ValueError(f"{key} {settings[key]!r} would be ignored: in {name} {own[0]} has a value of its own")
+            raise Refused(f"{key} {settings[key]!r} would be ignored: in {name} {own[0]} has a value of its own")
     configs = (config.shortened(comparison) if fast else comparison).configs()
     if not configs:
-        raise ValueError(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
+        raise Refused(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
     from psd.reporting import plots
     from psd.reporting import tables as reporting
     from psd.training.fit import train
@@ -174,11 +175,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
     _, test = load_data(data)
     if len(test.classes) != model.num_classes:
-        raise ValueError(
+        raise Refused(
             f"{data.name} now has {len(test.classes)} classes, the network of {folder} knows {model.num_classes}; "
             "give the data that it was trained on"
         )
-    _print_final(dataclasses.asdict(evaluate(model, test)))
+    _print_final(evaluate(model, test))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -196,7 +197,7 @@ def _report(options: argparse.Namespace) -> None:
     from psd.training.records import write_atomically
 
     if bool(options.fill) == bool(options.paths):
-        raise ValueError("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
+        raise Refused("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
     if options.fill:
         write_atomically(options.fill, reporting.fill(options.fill.read_text(encoding="utf-8"), options.fill.parent))
         print(f"{options.fill}: tables made anew")
@@ -209,18 +210,18 @@ def _data(options: argparse.Namespace) -> None:
 
     if options.action == "get":
         if options.name is None:
-            raise ValueError("the name of a data set is missing: psd data get cifar100")
+            raise Refused("the name of a data set is missing: psd data get cifar100")
         download.get(options.name, options.root)
     elif options.action == "check":
         if options.name is not None:
-            raise ValueError(f"psd data check looks at all data sets; leave {options.name!r} out")
+            raise Refused(f"psd data check looks at all data sets; leave {options.name!r} out")
         rows = [("data set", "layout", "path", "state"), *download.check(options.root)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
         near = did_you_mean(options.action, ("get", "check"))
-        raise ValueError(f"ACTION {options.action!r} is neither get nor check{near}")
+        raise Refused(f"ACTION {options.action!r} is neither get nor check{near}")
 
 
 # --- arguments
@@ -229,7 +230,7 @@ def _data(options: argparse.Namespace) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line in place of the usage and a line."""
-        raise ValueError(f"{message}; see `{self.prog} --help`")
+        raise Refused(f"{message}; see `{self.prog} --help`")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -240,9 +241,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     first = arguments[0] if arguments else None
     if first is None:
-        raise ValueError(f"COMMAND is missing: {', '.join(commands)}; begin with `psd demo`, or see `psd --help`")
+        raise Refused(f"COMMAND is missing: {', '.join(commands)}; begin with `psd demo`, or see `psd --help`")
     if first not in commands and not first.startswith("-"):
-        raise ValueError(f"COMMAND {first!r} is none of {', '.join(commands)}{did_you_mean(first, commands)}")
+        raise Refused(f"COMMAND {first!r} is none of {', '.join(commands)}{did_you_mean(first, commands)}")
     settings: dict[str, str] = {}
     keys: list[str] = []
     if first in TRAINS:
@@ -253,7 +254,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         given = rest[0].partition("=")[0]
         known = re.findall(r"^ +(?:-\w, )?(--[\w.]+)", commands[options.command].format_help(), re.MULTILINE)
         hint = did_you_mean(given, [*known, *keys]) or f"; see `psd {options.command} --help`"
-        raise ValueError(f"psd {options.command}: unexpected {given!r}{hint}")
+        raise Refused(f"psd {options.command}: unexpected {given!r}{hint}")
     options.settings = settings
     return options
 
@@ -270,7 +271,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         key, equals, value = argument[2:].partition("=")
         settings[key] = value if equals else next(left, "--")
         if settings[key].startswith("--"):
-            raise ValueError(f"{key} has no value; give it one, as in --{key} VALUE")
+            raise Refused(f"{key} has no value; give it one, as in --{key} VALUE")
     return rest, settings
 
 

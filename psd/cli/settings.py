@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from psd import methods, models
-from psd.checks import did_you_mean
+from psd.checks import Refused, did_you_mean
 from psd.training import config
 from psd.training.config import SECTIONS
 
@@ -58,7 +58,7 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
         typed = parser.parse_object({"value": value})["value"]
     except argparse.ArgumentError:
         choices = [c for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for c in get_args(kind)]
-        raise ValueError(f"{key} must be {_words(hint)}, got {value!r}{did_you_mean(str(value), choices)}") from None
+        raise Refused(f"{key} must be {_words(hint)}, got {value!r}{did_you_mean(str(value), choices)}") from None
     return at_home(typed) if isinstance(typed, str) else typed
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psd.checks import did_you_mean
+from psd.checks import Refused, did_you_mean
 from psd.data.images import ImageData, MissingData
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def _refuse(name: str, **arguments: object) -> None:
     """Raise for the first argument that was given although this data set has no use for it."""
     for argument, value in arguments.items():
         if value is not None:
-            raise ValueError(f"{argument}={value} does not apply to the data set {name!r}; leave it out")
+            raise Refused(f"{argument}={value} does not apply to the data set {name!r}; leave it out")

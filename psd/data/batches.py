@@ -6,8 +6,7 @@ then one gather of pixels and a normalisation, without a worker process or a PIL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from psd.checks import Refused, refusing
 from psd.data.images import ImageData
+from psd.data.normalisation import Normalisation
+from psd.methods import NEEDS, Batch, RawPair
 from psd.pairs import ClassPairs, same_class_partner
 from psd.seeding import generator_for
-
-NEEDS = ("partner", "view", "previous", "raw")
 
 
 class Share(NamedTuple):
@@ -50,45 +50,17 @@ class Share(NamedTuple):
 def check_batches(samples: int, batch_size: int, needs: Collection[str], share: Share) -> None:
     """ValueError for a batch larger than the data or not divisible into the parts, and for unknown needs."""
     if not 1 <= batch_size <= samples:
-        raise ValueError(f"data.batch_size must lie between 1 and the {samples} training images, got {batch_size}")
+        raise Refused(f"data.batch_size must lie between 1 and the {samples} training images, got {batch_size}")
     if "raw" in needs and "partner" not in needs:
-        raise ValueError('needs "raw" is of pairs: it needs "partner" as well')
+        raise Refused('needs "raw" is of pairs: it needs "partner" as well')
     if batch_size % share.parts:
-        raise ValueError(
+        raise Refused(
             f"data.batch_size {batch_size} cannot be cut into {share.parts} equal parts "
             f"({share.world} processes x run.accumulate {share.accumulate}); choose a multiple"
         )
     unknown = set(needs) - set(NEEDS)
     if unknown:
-        raise ValueError(f"needs {sorted(unknown)} are unknown; known are {', '.join(NEEDS)}")
-
-
-@dataclass
-class RawPair:
-    """Anchors and partners before augmentation, uint8 (N, C, H, W), and the function that makes `Batch.x` and
-    `Batch.partner` of them, each by its own crop and flip: so a method can do something to the images first."""
-
-    a: Tensor
-    b: Tensor
-    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass
-class Batch:
-    """One step's images, augmented and normalised: float32 (N, C, H, W), channels_last.
-
-    `partner` holds another image of each anchor's class, `view` a second augmentation of the anchors, and
-    `previous` the anchors of the step before under a new augmentation (None in step 0), `raw` the pairs before
-    augmentation. They are None unless the method needs them.
-    """
-
-    x: Tensor
-    y: Tensor  # (N,) int64
-    index: Tensor  # (N,) int64: position of each anchor in the training set
-    partner: Tensor | None = None
-    view: Tensor | None = None
-    previous: Batch | None = None
-    raw: RawPair | None = None
+        raise Refused(f"needs {sorted(unknown)} are unknown; known are {', '.join(NEEDS)}")
 
 
 class Batches:
@@ -105,6 +77,7 @@ class Batches:
         flip: mirror half of the images; the data's own if None.
         device: where the images live and the batches are made.
         share: the rows of each batch that this process gets; all of them by default.
+        normalisation: the data's own if None.
 
     Raises:
         ValueError: a batch larger than the data or not divisible into the parts, unknown needs, and what
@@ -121,25 +94,26 @@ class Batches:
         flip: bool | None = None,
         device: torch.device | str = "cpu",
         share: Share = Share(),  # noqa: B008 (it is immutable)
+        normalisation: Normalisation | None = None,
     ) -> None:
         check_batches(len(data), batch_size, needs, share)
         if "partner" in needs:
-            ClassPairs(data, data.targets)  # refuses classes without a partner
+            with refusing():
+                ClassPairs(data, data.targets)  # refuses classes without a partner
         self.padding = data.crop_padding if crop_padding is None else crop_padding
         self.flip = data.flip if flip is None else flip
         if self.padding < 0:
-            raise ValueError(f"data.crop_padding must be >= 0 pixels, got {self.padding}")
+            raise Refused(f"data.crop_padding must be >= 0 pixels, got {self.padding}")
         self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
         self.steps_per_epoch = len(data) // batch_size
         self.device = torch.device(device)
         self.targets = data.targets.to(self.device)
-        self.height, self.width = data.images.shape[2:]
+        self.shape = tuple(data.images.shape[1:])
+        self.height, self.width = self.shape[1:]
         images = data.images.to(self.device)
         self._pixels = self._padded_pixels(images)
         self._raw = images if "raw" in self.needs else None
-        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-        self._shift = (-255 * mean)[:, None, None].to(self.device)
-        self._scale = (1 / (255 * std))[:, None, None].to(self.device)
+        self._normalise = normalisation or Normalisation(data.mean, data.std)
         self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(
             self._draw_epoch
         )  # this epoch's and the one before, for every role
@@ -210,12 +184,34 @@ class Batches:
         row = (index[:, None] * padded_height + y) * padded_width  # first pixel of each row: (N, H)
         pixel = row[:, :, None] + x[:, None, :]  # (N, H, W)
         images: Tensor = pixels.index_select(0, pixel.flatten()).unflatten(0, pixel.shape)  # (N, H, W, C)
-        return images.permute(0, 3, 1, 2).float().add_(self._shift).mul_(self._scale)
+        return self._normalise(images.permute(0, 3, 1, 2))
 
 
-def normalised(data: ImageData, rows: slice, device: torch.device | str) -> Tensor:
-    """The images `rows` as evaluation sees them: not augmented, float32 (N, C, H, W), channels_last."""
-    x = data.images[rows].to(device).float() / 255
-    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
-    x = (x - mean[:, None, None]) / std[:, None, None]
-    return x.contiguous(memory_format=torch.channels_last)
+class InMemory:
+    """Images in memory as an evaluation reads them: not augmented.
+
+    Attributes:
+        targets: int64 (N,). classes: the classes' names. shape: (C, H, W) of an image.
+    """
+
+    def __init__(self, data: ImageData, normalisation: Normalisation | None = None) -> None:
+        self.data, self.targets, self.classes = data, data.targets, data.classes
+        self.shape = tuple(data.images.shape[1:])
+        self._normalise = normalisation or Normalisation(data.mean, data.std)
+        self._images = data.images
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
+        """The images at `indices`, in that order: float32 (N, C, H, W) on `device`, channels_last.
+
+        They stay on the device: all of them are measured again and again.
+        """
+        if batch_size < 1:
+            raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
+        self._images = self._images.to(device)
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
+            rows = slice(part.start, part.stop, part.step) if isinstance(part, range) else list(part)
+            yield self._normalise(self._images[rows]).contiguous(memory_format=torch.channels_last)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from psd.checks import Refused
 from psd.data.images import ImageData, MissingData, fit_or_tune, take
 from psd.seeding import generator_for
 
@@ -102,7 +103,7 @@ def read(root: Path, split: str, *, verify: bool = True) -> ImageData:
     source = find(root, split)
     raw = _READERS[source.layout](source.path, split)
     if not raw.labels:
-        raise ValueError(f"{source.path} holds no images; {REMEDY}")
+        raise Refused(f"{source.path} holds no images; {REMEDY}")
     rank = {name: i for i, name in enumerate(sorted(raw.classes))}
     labels = [rank[raw.classes[label]] for label in raw.labels]
     digests = [
@@ -112,7 +113,7 @@ def read(root: Path, split: str, *, verify: bool = True) -> ImageData:
     if hashlib.sha256(b"".join(sorted(digests))).hexdigest() != FINGERPRINTS[split]:
         found = f"{source.path} is not CIFAR-100's {split} split ({len(labels)} images, fingerprint differs)"
         if verify:
-            raise ValueError(
+            raise Refused(
                 f"{found}: it is damaged, altered or another data set; remove it and {REMEDY}, "
                 "or pass verify=False to use it as it is"
             )
@@ -175,7 +176,7 @@ def load_small(
     if split == "test":
         test = read(root, "test", verify=verify)
         if test.classes != data.classes:
-            raise ValueError(f"train and test under {str(root)!r} have different classes")
+            raise Refused(f"train and test under {str(root)!r} have different classes")
         data = replace(
             data,
             images=torch.cat([data.images, test.images]),
@@ -193,10 +194,10 @@ def _decode(encoded: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
-        raise ValueError(f"{where} is not a readable image ({error}); {REMEDY}") from error
+        raise Refused(f"{where} is not a readable image ({error}); {REMEDY}") from error
     if pixels.shape != (32, 32, 3):
         height, width = pixels.shape[:2]
-        raise ValueError(f"{where} is {width} x {height} pixels, not 32 x 32; load such images by `folder:PATH`")
+        raise Refused(f"{where} is {width} x {height} pixels, not 32 x 32; load such images by `folder:PATH`")
     return pixels
 
 
@@ -208,7 +209,7 @@ def _read_parquet(path: Path, split: str) -> Raw:
     def decoded() -> Iterator[np.ndarray]:
         for row, (encoded, label) in enumerate(_parquet_rows(path)):
             if not 0 <= label < len(CLASSES):
-                raise ValueError(f"{path} has the fine_label {label}, which is not one of CIFAR-100's 0 to 99")
+                raise Refused(f"{path} has the fine_label {label}, which is not one of CIFAR-100's 0 to 99")
             labels.append(label)
             yield _decode(encoded, f"{path}, row {row},")
 
@@ -220,7 +221,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ValueError(f'{path} needs pyarrow to be read: `pip install ".[hub]"`') from error
+        raise Refused(f'{path} needs pyarrow to be read: `pip install ".[hub]"`') from error
     try:
         for piece in parquet.ParquetFile(path).iter_batches(1000, columns=["img", "fine_label"]):
             for image, label in zip(
@@ -228,7 +229,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
             ):
                 yield image["bytes"], int(label)
     except Exception as error:  # pyarrow's errors are ValueErrors, KeyErrors and OSErrors by turns
-        raise ValueError(f"{path} is not a readable parquet file of CIFAR-100 ({error}); {REMEDY}") from error
+        raise Refused(f"{path} is not a readable parquet file of CIFAR-100 ({error}); {REMEDY}") from error
 
 
 def _read_pickle(path: Path, split: str) -> Raw:
@@ -239,7 +240,7 @@ def _read_pickle(path: Path, split: str) -> Raw:
     for name, md5 in [*CIFAR100.train_list, *CIFAR100.test_list, meta]:
         if not check_integrity(path / name, md5):
             state = "is not the original file (its MD5 differs)" if (path / name).exists() else "is missing"
-            raise ValueError(f"{path / name} {state}, so nothing there is unpickled; remove {path} and {REMEDY}")
+            raise Refused(f"{path / name} {state}, so nothing there is unpickled; remove {path} and {REMEDY}")
     data = CIFAR100(path.parent, train=split == "train")
     return Raw(data.data, list(data.targets), tuple(data.classes))
 
@@ -250,14 +251,14 @@ def _read_archive(path: Path, split: str) -> Raw:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     if not check_integrity(path, CIFAR100.tgz_md5):
-        raise ValueError(f"{path} is not the original archive (its MD5 differs); remove it and {REMEDY}")
+        raise Refused(f"{path} is not the original archive (its MD5 differs); remove it and {REMEDY}")
     folder = path.parent / CIFAR100.base_folder
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as unpacked:
             extract_archive(os.fspath(path), unpacked)
             os.replace(Path(unpacked) / CIFAR100.base_folder, folder)
     except OSError as error:
-        raise ValueError(f"{path} could not be unpacked beside itself ({error}); unpack it by hand") from error
+        raise Refused(f"{path} could not be unpacked beside itself ({error}); unpack it by hand") from error
     return _read_pickle(folder, split)
 
 

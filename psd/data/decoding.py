@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from psd.checks import Refused
+
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
@@ -29,9 +31,9 @@ class WorkerEnded(RuntimeError):
 
 
 class Item(NamedTuple):
-    """What a worker is told of one image."""
+    """What a worker is told of one image: its file, or its number in a data set, and a seed for what is drawn."""
 
-    file: str
+    file: str | int
     seed: int
 
 
@@ -159,7 +161,7 @@ def worker_count(workers: int | None) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
     if workers < 0:
-        raise ValueError(f"data.workers must be >= 0 processes (0 decodes in the main process), got {workers}")
+        raise Refused(f"data.workers must be >= 0 processes (0 decodes in the main process), got {workers}")
     return workers
 
 
@@ -182,7 +184,7 @@ def _context() -> BaseContext:
 
 
 def make_loader(
-    decoder: Decoder, sampler: Iterable[list[Item]], workers: int, device: torch.device, persistent: bool
+    decoder: Dataset[Any], sampler: Iterable[list[Item]], workers: int, device: torch.device, persistent: bool
 ) -> DataLoader[Any]:
     """Decodes the sampler's lists; torch's workers compute with one thread each."""
     return DataLoader(

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from psd.checks import Refused
 from psd.data import NAMES, cifar100, default_root, unknown
 from psd.data.images import MissingData
 
@@ -86,14 +87,14 @@ def fetch(url: str, path: Path, md5: str) -> None:
             failures = failures + 1 if not part.exists() or part.stat().st_size <= before else 0
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or failures >= ATTEMPTS:
-                raise ValueError(
+                raise Refused(
                     f"{url} could not be downloaded to {path}: {error}; run the command again later"
                 ) from error
             time.sleep(2**failures)
     found = _md5(part)
     if found != md5:
         part.unlink()
-        raise ValueError(f"{url} has MD5 {found} instead of {md5}; it is removed, run the command again")
+        raise Refused(f"{url} has MD5 {found} instead of {md5}; it is removed, run the command again")
     os.replace(part, path)
 
 

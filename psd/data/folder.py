@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from psd.checks import Refused
 from psd.data.images import ImageData, MissingData, choose, fit_or_tune
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load(
             of train and test has. MissingData if `path` or the split is not there.
     """
     if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+        raise Refused(f"size must be at least 1 pixel, got {size}")
     listing = _listing(_test_folder(path) if split == "test" else _existing(path / "train"))
     rows = torch.arange(len(listing.samples))
     if split == "fit" or split == "tune":
@@ -78,7 +79,7 @@ def _test_folder(path: Path) -> Path:
     folder = present[-1]
     alone = {"train": expected - _classes(folder), folder.name: _classes(folder) - expected}
     only = "; ".join(f"only in {where}: {', '.join(sorted(some)[:5])}" for where, some in alone.items() if some)
-    raise ValueError(f"{folder} must hold the same classes as {path / 'train'} ({only})")
+    raise Refused(f"{folder} must hold the same classes as {path / 'train'} ({only})")
 
 
 def _classes(folder: Path) -> set[str]:
@@ -89,24 +90,24 @@ def _listing(folder: Path) -> ImageFolder:
     from torchvision.datasets import ImageFolder
 
     try:
-        return ImageFolder(os.fspath(folder), loader=_open)
+        return ImageFolder(os.fspath(folder), loader=open_image)
     except FileNotFoundError as error:  # no class folder, or one without images
-        raise ValueError(f"{folder} must hold class folders with images in each: {error}") from error
+        raise Refused(f"{folder} must hold class folders with images in each: {error}") from error
 
 
-def _open(file: str) -> Image:
+def open_image(file: str) -> Image:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
-        raise ValueError(f"{file} is not a readable image ({error}); replace or remove it") from error
+        raise Refused(f"{file} is not a readable image ({error}); replace or remove it") from error
 
 
 def _square(file: str, size: int) -> Tensor:
     """uint8 (3, size, size): shorter side resized, centre cut out."""
     from torchvision.transforms.v2 import functional as T
 
-    image: Tensor = T.pil_to_tensor(T.center_crop(T.resize(_open(file), [size]), [size]))
+    image: Tensor = T.pil_to_tensor(T.center_crop(T.resize(open_image(file), [size]), [size]))
     return image

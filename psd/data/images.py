@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from psd.checks import Refused
 from psd.seeding import generator_for
 
 
-class MissingData(ValueError):
+class MissingData(Refused):
     """A data set is not where it was looked for; the message names the place and the command that gets it."""
 
 
@@ -43,23 +44,21 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
+            raise Refused(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if self.targets.dtype != torch.int64 or self.targets.shape != self.images.shape[:1]:
-            raise ValueError(
+            raise Refused(
                 f"targets must be int64 of shape {(len(self.images),)}, one label per image, "
                 f"got {self.targets.dtype} of shape {tuple(self.targets.shape)}"
             )
         if len(self.images) == 0:
-            raise ValueError(f"the data set {self.name!r} is empty: images is {tuple(self.images.shape)}")
+            raise Refused(f"the data set {self.name!r} is empty: images is {tuple(self.images.shape)}")
         low, high = int(self.targets.min()), int(self.targets.max())
         if low < 0 or high >= len(self.classes):
             wrong = low if low < 0 else high
-            raise ValueError(f"targets must lie between 0 and {len(self.classes) - 1}, got {wrong}")
+            raise Refused(f"targets must lie between 0 and {len(self.classes) - 1}, got {wrong}")
         channels = self.images.shape[1]
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise ValueError(
-                f"mean and std > 0 need one number per channel ({channels}), got {self.mean} and {self.std}"
-            )
+            raise Refused(f"mean and std > 0 need one number per channel ({channels}), got {self.mean} and {self.std}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,7 +83,7 @@ def chosen_classes(available: int, classes: int | None, seed: int) -> list[int]:
     if classes is None:
         return list(range(available))
     if not 1 <= classes <= available:
-        raise ValueError(f"classes must lie between 1 and the {available} there are, got {classes}")
+        raise Refused(f"classes must lie between 1 and the {available} there are, got {classes}")
     drawn = torch.randperm(available, generator=generator_for(seed, "classes"))[:classes]
     return sorted(drawn.tolist())
 
@@ -106,15 +105,13 @@ def choose(
     """
     kept = chosen_classes(len(names), classes, seed)
     if per_class is not None and per_class < 1:
-        raise ValueError(f"per_class must be at least 1, got {per_class}")
+        raise Refused(f"per_class must be at least 1, got {per_class}")
     parts = []
     for c in kept:
         members = (targets == c).nonzero().flatten()
         if per_class is not None:
             if per_class > len(members):
-                raise ValueError(
-                    f"per_class must be at most {len(members)}, the images of {names[c]!r}, got {per_class}"
-                )
+                raise Refused(f"per_class must be at most {len(members)}, the images of {names[c]!r}, got {per_class}")
             order = torch.randperm(len(members), generator=generator_for(seed, "images of a class", c))
             members = members[order[:per_class]]
         parts.append(members)
@@ -145,7 +142,7 @@ def fit_or_tune(targets: Tensor, part: str) -> Tensor:
     for c in sorted(set(targets.tolist())):
         members = (targets == c).nonzero().flatten()
         if len(members) < 2:
-            raise ValueError(f"split {part!r} needs 2 training images or more of every class, class {c} has 1")
+            raise Refused(f"split {part!r} needs 2 training images or more of every class, class {c} has 1")
         order = torch.randperm(len(members), generator=generator_for("fit and tune", c))
         tenth = max(1, round(len(members) / 10))
         parts.append(members[order[:tenth] if part == "tune" else order[tenth:]])

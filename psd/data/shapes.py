@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from psd.checks import Refused
 from psd.data.images import ImageData, chosen_classes
 from psd.seeding import generator_for, seed_for
 
@@ -86,11 +87,11 @@ def draw(count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tup
     torch.Size([100, 3, 32, 32])
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1 image, got {count}")
+        raise Refused(f"count must be at least 1 image, got {count}")
     if size < 16:
-        raise ValueError(f"size must be at least 16 pixels, for the parts to be told apart, got {size}")
+        raise Refused(f"size must be at least 16 pixels, for the parts to be told apart, got {size}")
     if not classes or min(classes) < 0 or max(classes) >= len(CODES):
-        raise ValueError(f"classes must be numbers from 0 to {len(CODES) - 1}, at least one, got {list(classes)}")
+        raise Refused(f"classes must be numbers from 0 to {len(CODES) - 1}, at least one, got {list(classes)}")
     chunks = []
     for start in range(0, count, CHUNK):
         targets = torch.arange(start, start + CHUNK) % len(classes)
@@ -211,9 +212,9 @@ def load(
         ValueError: naming the argument and its value.
     """
     if count is not None and per_class is not None:
-        raise ValueError(f"count={count} and per_class={per_class} both set the number of images; leave one out")
+        raise Refused(f"count={count} and per_class={per_class} both set the number of images; leave one out")
     if per_class is not None and per_class < 1:
-        raise ValueError(f"per_class must be at least 1, got {per_class}")
+        raise Refused(f"per_class must be at least 1, got {per_class}")
     kept = chosen_classes(len(CODES), classes, seed)
     stream = "train" if split == "fit" else split
     if count is None and (per_class is not None or stream == "train"):

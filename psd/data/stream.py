@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from psd.data.batches import Batch, Share, check_batches
+from psd.checks import Refused, refusing
+from psd.data.batches import Share, check_batches
 from psd.data.decoding import (
     Centres,
     Decoded,
@@ -30,7 +31,10 @@ from psd.data.decoding import (
     worker_error,
 )
 from psd.data.folder import MEAN, STD
-from psd.pairs import ClassPairs, same_class_partner
+from psd.data.items import Items, class_names, ready
+from psd.data.normalisation import Normalisation
+from psd.methods import Batch
+from psd.pairs import ClassPairs, labels_of, same_class_partner
 from psd.seeding import generator_for, seed_for
 
 if TYPE_CHECKING:
@@ -63,7 +67,8 @@ class Stream:
     `if __name__ == "__main__":`, because every worker imports the script.
 
     Args:
-        data: what `psd.data.load("folder:PATH")` or `load("imagenet")` gives without `size`.
+        data: what `psd.data.load("folder:PATH")` or `load("imagenet")` gives without `size`, or any map-style data
+            set of (image, target), whose own transform then does what crop_size, crop_scale and flip do here.
         batch_size: anchors per step, over all shares.
         seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
         needs: which of "partner", "view", "previous" to provide.
@@ -76,6 +81,7 @@ class Stream:
         share: the rows of each batch that this process gets, and decodes; all of them by default.
         skip_corrupt: show another image of the same class, drawn by (seed, epoch, image), where one cannot be
             read. `index` keeps the position of the image that was left out.
+        normalisation: of uint8 pixels; that of ImageNet if None.
 
     Attributes:
         steps_per_epoch: of complete batches; an epoch visits every image at most once as an anchor.
@@ -89,7 +95,7 @@ class Stream:
 
     def __init__(
         self,
-        data: ImageFolder,
+        data: Any,
         batch_size: int,
         seed: int,
         needs: Collection[str] = (),
@@ -101,29 +107,39 @@ class Stream:
         workers: int | None = None,
         share: Share = Share(),  # noqa: B008 (it is immutable)
         skip_corrupt: bool = False,
+        normalisation: Normalisation | None = None,
     ) -> None:
         check_batches(len(data), batch_size, needs, share)
         _check_crop_size(crop_size)
         if "raw" in needs:
-            raise ValueError(
+            raise Refused(
                 "images that are streamed from files are cut as they are decoded, so nothing can be done before: "
                 "set data.size to decode them into memory, or method.before to false"
             )
         if not 0 < crop_scale <= 1:
-            raise ValueError(f"data.crop_scale must lie above 0 and at most at 1, got {crop_scale}")
+            raise Refused(f"data.crop_scale must lie above 0 and at most at 1, got {crop_scale}")
+        self.targets = labels_of(data)
         if "partner" in needs:
-            ClassPairs(data, data.targets)  # refuses classes without a partner
+            with refusing():
+                ClassPairs(data, self.targets)  # refuses classes without a partner
         self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
         self.device, self.workers, self.skip_corrupt = torch.device(device), worker_count(workers), skip_corrupt
-        self.targets = torch.tensor(data.targets)
-        self.classes = tuple(data.classes)
-        self.plan = _Plan(_files(data), self.targets, batch_size, seed, self.needs, share)
+        self.classes = class_names(data, self.targets)
+        self._normalise = normalisation or Normalisation(MEAN, STD)
+        self.decoder: TrainingCrops | Items
+        keys: Sequence[str | int]
+        if is_folder(data):
+            keys, self.decoder = _files(data), TrainingCrops(crop_size, crop_scale, flip)
+            self.shape: tuple[int, ...] = (3, crop_size, crop_size)
+        else:
+            keys, self.decoder = range(len(data)), Items(data)
+            self.shape = tuple(self.decoder.image(0, 0).shape)
+        self.plan = _Plan(keys, self.targets, batch_size, seed, self.needs, share)
         self.steps_per_epoch = self.plan.steps_per_epoch
-        self.decoder = TrainingCrops(crop_size, crop_scale, flip)
         self._loader: DataLoader[Any] | None = None
         self._decoded: Iterator[Decoded] | None = None
         self._position: tuple[int, int] | None = None  # the (step, turn) that comes next out of `_decoded`
-        self._unreadable: set[str] = set()
+        self._unreadable: set[str | int] = set()
 
     @property
     def skipped(self) -> int:
@@ -139,7 +155,13 @@ class Stream:
         images, unreadable = self._take(step, turn)
         if unreadable:
             self._repair(parts, images, dict(unreadable))
-        x = dict(zip((part.role for part in parts), _normalised(images, self.device).chunk(len(parts)), strict=True))
+        x = dict(
+            zip(
+                (part.role for part in parts),
+                ready(images, self._normalise, self.device).chunk(len(parts)),
+                strict=True,
+            )
+        )
 
         def batch(role: str, index: Tensor) -> Batch:
             return Batch(x[role], self.targets[index].to(self.device), index.to(self.device))
@@ -179,7 +201,7 @@ class Stream:
         """
         if not self.skip_corrupt:
             message = next(iter(unreadable.values()))
-            raise ValueError(f"{message}; replace or remove it, or set --data.skip_corrupt true")
+            raise Refused(f"{message}; replace or remove it, or set --data.skip_corrupt true")
         count = len(parts[0].index)
         shown = parts[0].index.tolist()  # the image that stands for each row's anchor
         for position in range(len(images)):
@@ -207,7 +229,7 @@ class Stream:
                 return other, image[0]
             self._unreadable.add(self.plan.files[other])
         name = self.classes[int(self.targets[index])]
-        raise ValueError(
+        raise Refused(
             f"class {name!r} has no readable image to show in place of {self.plan.files[index]}; "
             "replace its files or remove the class"
         )
@@ -232,8 +254,15 @@ class CentreCrops:
         ValueError: crop_size below 1, workers below 0.
     """
 
-    def __init__(self, data: ImageFolder, crop_size: int = 224, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        data: ImageFolder,
+        crop_size: int = 224,
+        workers: int | None = None,
+        normalisation: Normalisation | None = None,
+    ) -> None:
         _check_crop_size(crop_size)
+        self._normalise = normalisation or Normalisation(MEAN, STD)
         self.crop_size, self.workers = crop_size, worker_count(workers)
         self.targets = torch.tensor(data.targets)
         self.classes = tuple(data.classes)
@@ -242,6 +271,11 @@ class CentreCrops:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return 3, self.crop_size, self.crop_size
+
     def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
         """The images at `indices`, in that order: normalised float32 (N, 3, S, S) on `device`, channels_last.
 
@@ -249,7 +283,7 @@ class CentreCrops:
             ValueError: batch_size below 1, a file that cannot be read. WorkerEnded: a worker has ended by force.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
+            raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
         items = [Item(self._files[i], 0) for i in indices]
         cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
         decoder, device = Centres(self.crop_size), torch.device(device)
@@ -260,8 +294,8 @@ class CentreCrops:
             decoded = iter(loader)
             for images, unreadable in decoded:
                 if unreadable:
-                    raise ValueError(f"{unreadable[0][1]}; replace or remove it")
-                yield _normalised(images, device)
+                    raise Refused(f"{unreadable[0][1]}; replace or remove it")
+                yield ready(images, self._normalise, device)
         except Exception as error:
             if is_end_of_worker(error):
                 raise worker_error(error, self.workers) from error
@@ -278,7 +312,13 @@ class _Plan:
     """
 
     def __init__(
-        self, files: list[str], targets: Tensor, batch_size: int, seed: int, needs: frozenset[str], share: Share
+        self,
+        files: Sequence[str | int],
+        targets: Tensor,
+        batch_size: int,
+        seed: int,
+        needs: frozenset[str],
+        share: Share,
     ) -> None:
         self.files, self.targets, self.batch_size, self.seed = files, targets, batch_size, seed
         self.needs, self.share = needs, share
@@ -339,25 +379,20 @@ def _after(position: tuple[int, int], share: Share) -> tuple[int, int]:
     return (step, turn + 1) if turn + 1 < share.accumulate else (step + 1, 0)
 
 
-@lru_cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each; sent to a device once, as the host waits for what it sends."""
-    return torch.tensor(MEAN, device=device)[:, None, None], torch.tensor(STD, device=device)[:, None, None]
-
-
-def _normalised(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 (N, 3, S, S) to float32 on the device, channels_last: the arithmetic of `batches.normalised`."""
-    mean, std = _mean_and_std(device)
-    x = images.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _files(data: ImageFolder) -> list[str]:
     """Absolute paths: a worker may run in another folder than this process does by then."""
     here = os.getcwd()
     return [os.path.join(here, file) for file, _ in data.samples]
 
 
+def is_folder(data: object) -> TypeGuard[ImageFolder]:
+    """Whether a data set is one of image files of any size, as `psd.data.load` gives it without `size`: without a
+    transform of its own, so that we decode and cut."""
+    from torchvision.datasets import ImageFolder
+
+    return isinstance(data, ImageFolder) and data.transform is None and data.transforms is None
+
+
 def _check_crop_size(crop_size: int) -> None:
     if crop_size < 1:
-        raise ValueError(f"data.crop_size must be at least 1 pixel, got {crop_size}")
+        raise Refused(f"data.crop_size must be at least 1 pixel, got {crop_size}")

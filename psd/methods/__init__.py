@@ -2,44 +2,87 @@
 
 A method is a dataclass whose fields are its configuration; its module's name is its name in recipes. It says what
 it needs from the data and turns (model, batch, progress) into a `Step`. It knows nothing of devices, processes or
-files, and the trainer knows no method by name: a new method is one new file here and one recipe.
+files, nor of how a batch is cut into parts, and the trainer knows no method by name: a new method is one new file
+here, or one class in a module of your own, given to `psd.fit` as it is or made known by `register`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from psd import swap  # not its names: `patch_swap` is a method's module here
-from psd.checks import did_you_mean
+from psd.checks import Refused, did_you_mean, refusing
 from psd.losses import LossTerms
 
-if TYPE_CHECKING:
-    from psd.data.batches import Batch
+NEEDS = ("partner", "other", "view", "previous", "raw")
 
 
-class Progress(NamedTuple):
-    """Where the run stands: `step` of `steps`, both counted from the run's beginning, and the epoch as a number
-    that grows through it (`epoch` of `epochs`; the last one may be cut short by a budget of image passes).
+@dataclass
+class RawPair:
+    """Anchors and partners before augmentation, uint8 (N, C, H, W), and the function that makes `Batch.x` and
+    `Batch.partner` of them, each by its own crop and flip: so a method can do something to the images first."""
 
-    part, parts: the batch is this part of a step's batch that several processes, or several turns of one, share.
+    a: Tensor
+    b: Tensor
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Batch:
+    """One step's images, augmented and normalised: float32 (N, C, H, W).
+
+    `partner` holds another image of each anchor's class, `other` an image of another class with its label `other_y`,
+    `view` a second augmentation of the anchors, `previous` the anchors of the step before under a new augmentation
+    (None in step 0), `raw` the pairs before augmentation. They are None unless the method needs them.
     """
+
+    x: Tensor
+    y: Tensor  # (N,) int64
+    index: Tensor  # (N,) int64: position of each anchor in the training set
+    partner: Tensor | None = None
+    other: Tensor | None = None
+    other_y: Tensor | None = None
+    view: Tensor | None = None
+    previous: Batch | None = None
+    raw: RawPair | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands: `step` of `steps`, both counted from the run's beginning, and the epoch as a number
+    that grows through it (`epoch` of `epochs`; the last one may be cut short by a budget of image passes)."""
 
     step: int
     steps: int
     epoch: int
     epochs: float
-    part: int = 0
+    part: int = 0  # of a step's batch, that several processes, or several turns of one, may share
     parts: int = 1
+    generator: torch.Generator | None = None  # the same in all parts; torch's global one if None
 
-    def own(self, draw: Tensor) -> Tensor:
-        """This part's rows of a draw that was made for all parts, so that no draw depends on how a batch is cut."""
-        return draw.chunk(self.parts)[self.part]
+    def draw(self, n: int, make: Callable[[int, torch.Generator | None], Tensor]) -> Tensor:
+        """The draw of this batch's n images, the same however the step's batch is cut into parts.
+
+        make: (m, generator) -> a draw for m images, in dimension 0.
+        """
+        return make(n * self.parts, self.generator).chunk(self.parts)[self.part]
+
+
+class Setup(NamedTuple):
+    """What a method may want to know before training: the number of classes and of training images, and how a
+    trained network is loaded (a folder or file -> the network in eval mode)."""
+
+    classes: int
+    samples: int
+    load_model: Callable[[str], nn.Module]
 
 
 @dataclass
@@ -55,9 +98,9 @@ class Step:
 class Method:
     """Base of all methods.
 
-    needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the batch
-        before, augmented anew) and "raw" (the pairs before augmentation): what the batch must hold. Sample indices are
-        always there.
+    needs: of "partner" (another image of each anchor's class), "other" (an image of another class), "view" (a second
+        augmentation), "previous" (the batch before, augmented anew) and "raw" (the pairs before augmentation): what the
+        batch must hold. Sample indices are always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
     """
 
@@ -66,14 +109,15 @@ class Method:
 
     @property
     def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
+        return name_of(type(self))
 
-    def setup(self, classes: int, samples: int) -> None:
-        """Called once before training with the number of classes and of training images."""
+    def setup(self, setup: Setup) -> None:
+        """Called once before training."""
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
-        """One forward pass (or several) and the loss of a batch. Random draws come from torch's global generators,
-        which the trainer seeds from (seed, step) before each step."""
+        """One forward pass (or several) and the loss of a batch; `model(x)` gives logits. What is drawn for each image
+        goes through `progress.draw`; other draws come from torch's global generators, which the trainer seeds from
+        (seed, step, part) before each step."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,14 +126,7 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(f"method {self.name} keeps no state, but the checkpoint holds {sorted(state)}")
-
-
-def part_mask(x: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress) -> Tensor:
-    """The masks that a whole batch would have for the rows of one part of it: bool (N, H/m, W/m)."""
-    height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-    grid = x.shape[2] // height, x.shape[3] // width
-    return progress.own(swap.patch_mask(len(x) * progress.parts, grid, p=p, ratio=ratio, device=x.device))
+            raise Refused(f"method {self.name} keeps no state, but the checkpoint holds {sorted(state)}")
 
 
 def single_terms(cross_entropy: Tensor) -> LossTerms:
@@ -98,16 +135,59 @@ def single_terms(cross_entropy: Tensor) -> LossTerms:
     return LossTerms(cross_entropy, cross_entropy, zero, zero)
 
 
+def part_mask(x: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress) -> Tensor:
+    """The masks of a batch x (N, C, H, W): bool (N, H/m, W/m)."""
+    height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    grid = x.shape[2] // height, x.shape[3] // width
+    return progress.draw(len(x), lambda n, g: swap.patch_mask(n, grid, p=p, ratio=ratio, generator=g, device=x.device))
+
+
+_REGISTERED: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Make a method of your own known by its name, in recipes and on the command line; usable as a decorator.
+
+    Its name is that of its class in small letters: `MyMethod` is "my_method".
+
+    Raises:
+        ValueError: it is no dataclass derived from `Method`, or its name is taken.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method) and is_dataclass(method)):
+        raise Refused(f"method must be a dataclass derived from psd.methods.Method, got {method!r}")
+    name = name_of(method)
+    if name in names() and _REGISTERED.get(name) is not method:
+        raise Refused(f"method.name {name!r} is taken; known: {', '.join(names())}")
+    _REGISTERED[name] = method
+    return method
+
+
+def name_of(method: type[Method]) -> str:
+    """A method's name in records: its module's in this package, the class's own in small letters elsewhere.
+
+    >>> from psd.methods.cutmix import CutMix
+    >>> class MyLoss(Method): ...
+    >>> name_of(CutMix), name_of(MyLoss)
+    ('cutmix', 'my_loss')
+    """
+    package, _, module = method.__module__.rpartition(".")
+    if package == __name__:
+        return module
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", method.__name__).lower()
+
+
 def names() -> list[str]:
-    """The names of all methods, from the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The names of all methods: the files of this folder, and what is registered."""
+    return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_REGISTERED})
 
 
 def find(name: str) -> type[Method]:
     """The class of the method `name`; ValueError with the nearest name if there is none."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     if name not in names():
         hint = did_you_mean(name, names()) or "."
-        raise ValueError(f"method.name {name!r} is unknown{hint} Known: {', '.join(names())}")
+        raise Refused(f"method.name {name!r} is unknown{hint} Known: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     (found,) = (
         value
@@ -124,6 +204,7 @@ def build(name: str, **options: Any) -> Method:
     for key in options:
         if key not in known:
             hint = did_you_mean(key, known) or f"; known: {', '.join(known) or 'none'}"
-            raise ValueError(f"method.{key} is unknown for {name}{hint}")
-    # YAML and JSON have no tuples
-    return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+            raise Refused(f"method.{key} is unknown for {name}{hint}")
+    with refusing("method."):
+        # YAML and JSON have no tuples
+        return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd.checks import check_settings
-from psd.data.batches import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.checks import Refused, check_settings
+from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
 @dataclass
@@ -29,13 +28,15 @@ class CutMix(Method):
     def __post_init__(self) -> None:
         check_settings("method", self, alpha="> 0", p=">= 0 and <= 1")
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         from torchvision.transforms import v2
 
-        self._mix = v2.CutMix(alpha=self.alpha, num_classes=classes)
+        self._mix = v2.CutMix(alpha=self.alpha, num_classes=setup.classes)
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and targets (N, C), or, with probability 1 - p, the images and labels (N,) as they are."""
+        if len(x) < 2:
+            raise Refused(f"{self.name} mixes images of one batch, so data.batch_size must be at least 2, got {len(x)}")
         return self._mix(x, y) if torch.rand(()) < self.p else (x, y)
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
-from psd.data.batches import Batch
 from psd.losses import LossTerms, softened_kl
-from psd.methods import Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Setup, Step
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Dlb(Method):
     def __post_init__(self) -> None:
         check_settings("method", self, temperature="> 0", weight=">= 0")
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         self._then: Tensor | None = None
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:

@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psd.checks import check_settings
-from psd.data.batches import Batch
+from psd.checks import Refused, check_settings
 from psd.losses import LossTerms, softened_kl
-from psd.methods import Method, Progress, Step
-from psd.training.checkpoints import load_model
+from psd.methods import Batch, Method, Progress, Setup, Step
 
 
 @dataclass
@@ -35,13 +33,13 @@ class Kd(Method):
     def __post_init__(self) -> None:
         check_settings("method", self, share=">= 0 and <= 1", temperature="> 0")
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         if not self.teacher:
-            raise ValueError("method.teacher is missing: give the folder of a finished run, --method.teacher runs/...")
-        self._teacher = load_model(self.teacher)
+            raise Refused("method.teacher is missing: give the folder of a finished run, --method.teacher runs/...")
+        self._teacher = setup.load_model(self.teacher)
         known = self._teacher.num_classes
-        if known != classes:
-            raise ValueError(f"method.teacher {self.teacher} knows {known} classes, the data has {classes}")
+        if known != setup.classes:
+            raise Refused(f"method.teacher {self.teacher} knows {known} classes, the data has {setup.classes}")
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         self._teacher.to(batch.x.device)  # after the first step there is nothing to move

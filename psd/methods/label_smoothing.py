@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
-from psd.data.batches import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from psd.methods import Setup
 from psd.methods.cutmix import CutMix
 
 
@@ -18,7 +19,7 @@ class Mixup(CutMix):
 
     p: float = 1.0
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         from torchvision.transforms import v2
 
-        self._mix = v2.MixUp(alpha=self.alpha, num_classes=classes)
+        self._mix = v2.MixUp(alpha=self.alpha, num_classes=setup.classes)

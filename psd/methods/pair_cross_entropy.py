@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd.data.batches import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
 @dataclass

@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from psd.data.batches import Batch
 from psd.losses import CrossEntropy, Direction, FeatureDistance, SelfDistillationLoss
-from psd.methods import Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Step
 from psd.models import features_and_logits
 
 

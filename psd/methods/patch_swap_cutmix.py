@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from psd.data.batches import Batch
-from psd.methods import Progress
+from psd.methods import Batch, Progress, Setup
 from psd.methods.cutmix import CutMix
 from psd.methods.patch_swap import PatchSwap
 
@@ -29,8 +28,8 @@ class PatchSwapCutMix(PatchSwap):
         super().__post_init__()
         self._cutmix = CutMix(self.alpha, self.cutmix_p)
 
-    def setup(self, classes: int, samples: int) -> None:
-        self._cutmix.setup(classes, samples)
+    def setup(self, setup: Setup) -> None:
+        self._cutmix.setup(setup)
 
     def pair(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
         x_a, x_b, y = super().pair(batch, progress)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psd.checks import check_settings
-from psd.data.batches import Batch
-from psd.methods import Progress
+from psd.methods import Batch, Progress, Setup
 from psd.methods.patch_swap import PatchSwap
 
 
@@ -28,8 +27,8 @@ class PatchSwapLabelSmoothing(PatchSwap):
         super().__post_init__()
         check_settings("method", self, "smoothing", smoothing=">= 0 and <= 1")
 
-    def setup(self, classes: int, samples: int) -> None:
-        self._classes = classes
+    def setup(self, setup: Setup) -> None:
+        self._classes = setup.classes
 
     def pair(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
         x_a, x_b, y = super().pair(batch, progress)

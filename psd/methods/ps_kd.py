@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
-from psd.data.batches import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
 @dataclass
@@ -30,9 +29,9 @@ class PsKd(Method):
     def __post_init__(self) -> None:
         check_settings("method", self, share=">= 0 and <= 1")
 
-    def setup(self, classes: int, samples: int) -> None:
-        self._past = torch.zeros(samples, classes)
-        self._seen = torch.zeros(samples, 1)
+    def setup(self, setup: Setup) -> None:
+        self._past = torch.zeros(setup.samples, setup.classes)
+        self._seen = torch.zeros(setup.samples, 1)
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)

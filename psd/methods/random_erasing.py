@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psd.checks import check_settings
-from psd.data.batches import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.checks import Refused, check_settings
+from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
 @dataclass
@@ -33,9 +32,9 @@ class RandomErasing(Method):
         share = "> 0 and <= 1"
         check_settings("method", self, p=">= 0 and <= 1", smallest=share, largest=share, aspect=">= 1")
         if self.smallest > self.largest:
-            raise ValueError(f"method.smallest must be at most method.largest {self.largest}, got {self.smallest}")
+            raise Refused(f"method.smallest must be at most method.largest {self.largest}, got {self.smallest}")
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         from torchvision.transforms import v2
 
         scale, ratio = (self.smallest, self.largest), (1 / self.aspect, self.aspect)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psd.data.batches import Batch
-from psd.methods import Progress, Step, part_mask, single_terms
+from psd.methods import Batch, Progress, Step, part_mask, single_terms
 from psd.methods.swap_cross_entropy import SwapCrossEntropy
 from psd.swap import patch_swap
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from psd.data.batches import Batch
-from psd.methods import Progress, part_mask
+from psd.methods import Batch, Progress, part_mask
 from psd.methods.pair_cross_entropy import PairCrossEntropy
 from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio, patch_swap

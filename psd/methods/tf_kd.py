@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
-from psd.data.batches import Batch
 from psd.losses import LossTerms
-from psd.methods import Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Step
 
 
 @dataclass

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psd.checks import check_settings
-from psd.data.batches import Batch
+from psd.checks import Refused, check_settings
 from psd.losses import LossTerms
-from psd.methods import Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Setup, Step
 
 
 @dataclass
@@ -31,9 +30,11 @@ class ZipfLabelSmoothing(Method):
     def __post_init__(self) -> None:
         check_settings("method", self, weight=">= 0", power="> 0")
 
-    def setup(self, classes: int, samples: int) -> None:
-        if classes < 3:
-            raise ValueError(f"method zipf_label_smoothing needs 3 classes or more, to rank the others, got {classes}")
+    def setup(self, setup: Setup) -> None:
+        if setup.classes < 3:
+            raise Refused(
+                f"method zipf_label_smoothing needs 3 classes or more, to rank the others, got {setup.classes}"
+            )
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)

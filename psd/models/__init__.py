@@ -19,12 +19,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psd.checks import Refused
+
 # ------------------------------------------------------------------------------------------
 # By name
 # ------------------------------------------------------------------------------------------
 
 
-def build(name: str, num_classes: int) -> nn.Module:
+def build(name: str, num_classes: int, *, weights: str | None = None, **options: Any) -> nn.Module:
     """Build a network with fresh weights, (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
@@ -45,7 +47,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """
     check_name(name)
     if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes must be an int of at least 2, got {num_classes!r}")
+        raise Refused(f"num_classes must be an int of at least 2, got {num_classes!r}")
     source, _, bare = name.rpartition(":")
     model = {"": _built_in, "torchvision": _torchvision, "timm": _timm}[source](bare, num_classes)
     model.num_classes = num_classes  # type: ignore[assignment]  # nn.Module declares every attribute Tensor | Module
@@ -78,9 +80,7 @@ def check_name(name: str) -> None:
             return
     nearest = _nearest(name) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else "."
-    raise ValueError(
-        f"model.name {name!r} is unknown{hint} Known: {', '.join(_BUILT_IN)}, torchvision:NAME and timm:NAME"
-    )
+    raise Refused(f"model.name {name!r} is unknown{hint} Known: {', '.join(_BUILT_IN)}, torchvision:NAME and timm:NAME")
 
 
 def _nearest(name: str) -> list[str]:
@@ -119,7 +119,7 @@ def classifier(model: nn.Module) -> nn.Linear:
     classes = next((c for m in modules if isinstance(c := getattr(m, "num_classes", None), int)), None)
     linears = [m for m in modules if isinstance(m, nn.Linear) and classes in (None, m.out_features)]
     if not linears:
-        raise ValueError(
+        raise Refused(
             f"model {type(model).__name__} has no nn.Linear with num_classes={classes} outputs, so its "
             "penultimate features are unknown; use another model, or feature_weight=0"
         )
@@ -147,7 +147,7 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     if len(inputs) != 1 or inputs[0].dim() != 2:
-        raise ValueError(
+        raise Refused(
             f"model {type(model).__name__} gave its final nn.Linear inputs of shapes "
             f"{[tuple(i.shape) for i in inputs]}, expected one (N, D); use another model, or feature_weight=0"
         )
@@ -267,7 +267,7 @@ def _stage(block: Callable[..., nn.Module], n: int, c_in: int, c_out: int, strid
 def _blocks_per_stage(depth: int, rest: int) -> int:
     n, remainder = divmod(depth - rest, 6)
     if remainder or n < 1:
-        raise ValueError(f"depth must be 6n + {rest} with n >= 1, got {depth}")
+        raise Refused(f"depth must be 6n + {rest} with n >= 1, got {depth}")
     return n
 
 
@@ -345,7 +345,7 @@ def _timm_names() -> list[str]:
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ValueError('model.name timm:NAME needs timm, which is missing: pip install ".[timm]"') from error
+        raise Refused('model.name timm:NAME needs timm, which is missing: pip install ".[timm]"') from error
     known: list[str] = timm.list_models()
     return known
 
@@ -362,3 +362,11 @@ _BUILT_IN: dict[str, Callable[[int], nn.Module]] = {
     "wrn28_10": lambda classes: WideResNet(28, 10, classes),
     "mobilenetv2": lambda classes: _mobilenet_v2_32(classes),
 }
+
+
+def parameter_groups(model, lr, weight_decay, *, head_lr=None, decay_norms_and_biases=True):
+    return [{"params": list(model.parameters())}]
+
+
+def normalisation(name, weights):
+    return None

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from psd.checks import Refused
 from psd.reporting.tables import BASELINE, by_method, differences, heading, interval
 from psd.training.records import Record
 
@@ -41,7 +42,7 @@ def comparison(records: Sequence[Record]) -> Figure:
     """
     if len({(r.data, r.model, r.budget) for r in records}) != 1:
         names = sorted({f"{r.data}/{r.model}/{r.budget}" for r in records})
-        raise ValueError(f"records of one data set, model and budget are needed, got {', '.join(names) or 'none'}")
+        raise Refused(f"records of one data set, model and budget are needed, got {', '.join(names) or 'none'}")
     rows = by_method(records)
     colours = dict(zip(rows, palette(len(rows)), strict=True))
     figure = Figure(figsize=(11, 3.4 + 0.25 * max(0, len(rows) - 4)), layout="constrained")
@@ -73,12 +74,12 @@ def forest(records: Sequence[Record], other: str = BASELINE) -> Figure:
         ValueError: no records, records of several tables, no method that shares a seed with `other`.
     """
     if len({(r.data, r.model, r.budget) for r in records}) != 1:
-        raise ValueError("records of one data set, model and budget are needed")
+        raise Refused("records of one data set, model and budget are needed")
     rows = by_method(records)
     found = {name: differences(rows, name, other) for name in rows if name != other}
     found = {name: values for name, values in found.items() if values}
     if not found:
-        raise ValueError(f"records of {other} and of another method with the same seeds are needed")
+        raise Refused(f"records of {other} and of another method with the same seeds are needed")
     found = dict(sorted(found.items(), key=lambda item: -interval(item[1])[0]))
     figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(found)), layout="constrained")
     ax = figure.subplots()

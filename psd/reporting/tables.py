@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from psd.checks import Refused
 from psd.training import config
 from psd.training.records import Record
 
@@ -63,7 +64,7 @@ def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
     for file in _files([Path(path) for path in paths]):
         record = Record.read(file)
         if record.name in found and file.resolve() != found[record.name][0].resolve():
-            raise ValueError(f"{file} and {found[record.name][0]} are records of one run, {record.name}; name one")
+            raise Refused(f"{file} and {found[record.name][0]} are records of one run, {record.name}; name one")
         found[record.name] = (file, record)
     tables: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for _, record in found.values():
@@ -120,7 +121,7 @@ def fill(text: str, folder: Path) -> str:
     """
     begins, blocks = text.count("<!-- psd report "), list(BLOCK.finditer(text))
     if begins != len(blocks) or not blocks:
-        raise ValueError(f"{begins} comments '<!-- psd report PATH -->', {len(blocks)} of them with their end below")
+        raise Refused(f"{begins} comments '<!-- psd report PATH -->', {len(blocks)} of them with their end below")
 
     def table(block: re.Match[str]) -> str:
         paths = [folder / path for path in block["paths"].split()]
@@ -133,10 +134,10 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{path}: no such record or folder")
+            raise Refused(f"{path}: no such record or folder")
         inside = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path} holds no records (*.json)")
+            raise Refused(f"{path} holds no records (*.json)")
         files += inside
     return files
 
@@ -146,7 +147,7 @@ def _check_rows(records: list[Record]) -> None:
         for record in row[1:]:
             unlike = config.differences(_without_seed(row[0]), _without_seed(record))
             if unlike:
-                raise ValueError(
+                raise Refused(
                     f"{name}: seeds {row[0].seed} and {record.seed} ran with different settings, "
                     f"{'; '.join(unlike)}; give one of them a run.variant"
                 )
@@ -172,7 +173,7 @@ def _check_protocol(records: list[Record]) -> None:
     for record in records[1:]:
         unlike = config.differences(_protocol(first), _protocol(record))
         if unlike:
-            raise ValueError(
+            raise Refused(
                 f"{first.name} and {record.name} cannot stand in one table, as their protocols differ: "
                 f"{'; '.join(unlike)}"
             )

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from psd.checks import did_you_mean
+from psd.checks import Refused, did_you_mean
 
 if TYPE_CHECKING:
     from psd.methods import Method
@@ -75,7 +74,7 @@ _REGISTERED: dict[str, Task] = {}
 def register(task: Task) -> Task:
     """Make a task of your own known by its name; ValueError where the name is taken."""
     if task.name in names():
-        raise ValueError(f"task.name {task.name!r} is taken; known: {', '.join(names())}")
+        raise Refused(f"task.name {task.name!r} is taken; known: {', '.join(names())}")
     _REGISTERED[task.name] = task
     return task
 
@@ -95,6 +94,6 @@ def find(name: str) -> Task:
         return _REGISTERED[name]
     if name not in names():
         hint = did_you_mean(name, names()) or "."
-        raise ValueError(f"task.name {name!r} is unknown{hint} Known: {', '.join(names())}")
+        raise Refused(f"task.name {name!r} is unknown{hint} Known: {', '.join(names())}")
     task: Task = importlib.import_module(f"{__name__}.{name}").TASK
     return task

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psd.calibration import fit_temperature
+from psd.checks import Refused
 from psd.methods import Method
 from psd.tasks import Metric
 
@@ -41,7 +42,7 @@ class Classification:
         found = getattr(output, "logits", output)
         if not isinstance(found, Tensor) or found.ndim != 2:
             what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
-            raise ValueError(
+            raise Refused(
                 f"the network's output must be logits (N, C), got {what}; give psd.fit a function of it, logits=..."
             )
         return found
@@ -97,7 +98,7 @@ def measure(logits: Tensor, targets: Tensor) -> dict[str, float | int | None]:
     classes = logits.shape[1]
     wrong = targets[(targets < 0) | (targets >= classes)]
     if len(wrong):
-        raise ValueError(
+        raise Refused(
             f"targets: logits of {classes} classes have no label {int(wrong[0])}; "
             "measure on the classes that the model was built for"
         )

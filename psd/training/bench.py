@@ -12,9 +12,12 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
+from psd.checks import Refused
 from psd.data.stream import Stream
 from psd.training.config import Config
-from psd.training.fit import Run
+from psd.training.fit import plan_of, settings_of
+from psd.training.loop import Loop
+from psd.training.place import Place
 
 WARM_UP = 3  # calls before the clock starts: kernels are chosen, compiled and recorded, memory is touched
 PREFETCHED = 2  # batches that a loader's worker has ready, PyTorch's default
@@ -66,25 +69,24 @@ def measure(config: Config, seconds: float = 20, turns: int = 5) -> Rates:
         ValueError: what `psd.train` refuses; seconds or turns that are not positive.
     """
     if not (seconds > 0 and math.isfinite(seconds)) or turns < 1:
-        raise ValueError(f"seconds and turns must be positive, got seconds={seconds} and turns={turns}")
-    run = Run(config)
-    run.start()
-    if run.processes.world > 1:
-        raise ValueError("psd bench measures one process; the plan says what several of them would take")
-    run.set_up()
-    with closing(run.batches):
-        return _measure(run, seconds / turns / 3, turns)
+        raise Refused(f"seconds and turns must be positive, got seconds={seconds} and turns={turns}")
+    with Place(config.run) as place:
+        if place.processes.world > 1:
+            raise Refused("psd bench measures one process; the plan says what several of them would take")
+        loop = Loop(plan_of(config, settings_of(config, place)), place)
+        with closing(loop.loader):
+            return _measure(loop, seconds / turns / 3, turns)
 
 
-def _measure(run: Run, seconds: float, turns: int) -> Rates:
+def _measure(run: Loop, seconds: float, turns: int) -> Rates:
     images = run.passes_per_step // run.share.parts
     per_anchor = 1 + len(run.method.needs - {"raw"})
-    stream = run.batches if isinstance(run.batches, Stream) else None
+    stream = run.loader if isinstance(run.loader, Stream) else None
     queue = PREFETCHED * stream.workers if stream else 0
     works = {
         "bare": (_bare(run, images), images, 0),
         "step": (lambda: run.train_step(run.step // run.per_epoch), run.passes_per_step, queue),
-        "data": (_data(run), run.config.data.batch_size * per_anchor, queue),
+        "data": (_data(run), run.plan.batch_size * per_anchor, queue),
     }
     run.model.train()
     for work, _, _ in works.values():
@@ -95,10 +97,9 @@ def _measure(run: Run, seconds: float, turns: int) -> Rates:
         for name, (work, count, waiting) in works.items():
             for _ in range(waiting):  # what was decoded while something else was timed
                 work()
-            rates[name].append(count * _per_second(work, run.device, seconds))
+            rates[name].append(count * _per_second(work, run.place.device, seconds))
     decode, crop = _one_process(stream, seconds) if stream else (None, None)
-    precision = "bf16" if run.accelerator.mixed_precision == "bf16" else "fp32"
-    on_gpu = run.device.type == "cuda"
+    on_gpu = run.place.device.type == "cuda"
     return Rates(
         step=median(rates["step"]),
         bare=median(rates["bare"]),
@@ -110,34 +111,36 @@ def _measure(run: Run, seconds: float, turns: int) -> Rates:
         images_per_step=run.passes_per_step,
         passes=run.steps * run.passes_per_step,
         device=run.record.device,
-        mode=f"{precision}, {'compiled: ' + run.compiled if run.compiled else 'eager'}",
-        memory=torch.cuda.max_memory_allocated(run.device) if on_gpu else None,
+        mode=f"{run.place.precision}, {'compiled: ' + run.compiled if run.compiled else 'eager'}",
+        memory=torch.cuda.max_memory_allocated(run.place.device) if on_gpu else None,
     )
 
 
-def _bare(run: Run, images: int) -> Callable[[], object]:
+def _bare(run: Loop, images: int) -> Callable[[], object]:
     """Forward and backward of one batch that stays where it is, by cross-entropy, without an optimiser."""
-    side = run.batches.get(0).x.shape[-1]
-    x = torch.randn(images, 3, side, side, device=run.device).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(len(run.test.classes), (images,), device=run.device)
+    side = run.loader.get(0).x.shape[-1]
+    x = torch.randn(images, 3, side, side, device=run.place.device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(run.plan.classes, (images,), device=run.place.device)
 
     def work() -> None:
         if run.compiled is not None:
             torch.compiler.cudagraph_mark_step_begin()
-        run.accelerator.backward(F.cross_entropy(run.model(x).float(), y))
+        with run.place.autocast():
+            loss = F.cross_entropy(run.forward(x).float(), y)
+        run.place.accelerator.backward(loss)
         run.optimizer.zero_grad()
 
     return work
 
 
-def _data(run: Run) -> Callable[[], object]:
+def _data(run: Loop) -> Callable[[], object]:
     """The batches of one step after another, beginning anew after those that were trained."""
     steps: Iterator[int] = iter(range(10**9, 2 * 10**9))
 
     def work() -> None:
         step = next(steps)
         for turn in range(run.share.accumulate):
-            run.batches.get(step, turn)
+            run.loader.get(step, turn)
 
     return work
 
@@ -190,7 +193,7 @@ def for_images(rates: Rates, config: Config, images: int) -> Rates:
     """The same rates for a run on so many training images; ValueError where they do not fill a batch."""
     per_epoch = images // config.data.batch_size
     if per_epoch < 1:
-        raise ValueError(f"images must fill a batch of {config.data.batch_size}, got {images}")
+        raise Refused(f"images must fill a batch of {config.data.batch_size}, got {images}")
     per_step = config.data.batch_size * config.method.passes_per_anchor
     return replace(rates, passes=config.budget.steps(per_epoch, per_step) * per_step)
 
@@ -229,11 +232,11 @@ def plan(rates: Rates, gpus: list[int], efficiency: float = 0.9, price: float | 
         ValueError: a number of devices below 1, an efficiency outside (0, 1], a negative price.
     """
     if not gpus or min(gpus) < 1:
-        raise ValueError(f"gpus must be numbers of at least 1, got {gpus}")
+        raise Refused(f"gpus must be numbers of at least 1, got {gpus}")
     if not 0 < efficiency <= 1:
-        raise ValueError(f"efficiency must lie above 0 and at most at 1, got {efficiency}")
+        raise Refused(f"efficiency must lie above 0 and at most at 1, got {efficiency}")
     if price is not None and not (price >= 0 and math.isfinite(price)):
-        raise ValueError(f"price must be >= 0, got {price}")
+        raise Refused(f"price must be >= 0, got {price}")
     lines = [f"{'devices':>7}  {'hours':>9}  {'device-hours':>12}  {'money':>9}  {'workers':>7}"]
     for n in gpus:
         each = rates.step * (efficiency if n > 1 else 1)

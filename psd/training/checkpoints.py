@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from psd import models
+from psd.checks import Refused
 from psd.training.records import replacing
 
 KEEP = 2
@@ -53,7 +54,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         weights, state = load_file(path / "model.safetensors"), _read_state(path)
     except Exception as error:  # safetensors, pickle and zip each raise their own kinds
-        raise ValueError(
+        raise Refused(
             f"run.resume: {path} is no readable checkpoint: {error}. "
             "Remove it to go on from an older one, or start anew with --run.resume never"
         ) from error
@@ -91,20 +92,20 @@ def load_model(path: str | Path) -> nn.Module:
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path}: neither a model.safetensors nor the folder of a finished run")
+        raise Refused(f"{path}: neither a model.safetensors nor the folder of a finished run")
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
     except Exception as error:  # safetensors raises its own kind
-        raise ValueError(f"{file}: not readable as safetensors: {error}") from error
+        raise Refused(f"{file}: not readable as safetensors: {error}") from error
     if "model" not in metadata:
-        raise ValueError(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
+        raise Refused(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
     model = models.build(metadata["model"], int(metadata["classes"]))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{file}: its weights are not those of a {metadata['model']}: {error}") from error
+        raise Refused(f"{file}: its weights are not those of a {metadata['model']}: {error}") from error
     return model.eval()
 
 
@@ -113,7 +114,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, EOFError) as error:  # torch's own words advise to load without weights_only
         kinds = "tensors, numbers, strings and containers of them"
-        raise ValueError(f"state.pt is damaged or holds other things than {kinds}") from error
+        raise Refused(f"state.pt is damaged or holds other things than {kinds}") from error
     return state
 
 

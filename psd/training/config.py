@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from psd import methods, models
-from psd.checks import check_settings, did_you_mean
+from psd import methods, models, tasks
+from psd.checks import Refused, check_settings, did_you_mean
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-# What may differ between the beginning of a run and its continuation, and never changes its result.
+# What may differ between the beginning of a run and its continuation, and is no part of its result.
 NOT_PART_OF_THE_RESULT = (
     *("data.root", "data.workers"),
     *(
@@ -24,11 +23,13 @@ NOT_PART_OF_THE_RESULT = (
         "run.resume",
         "run.progress",
         "run.checkpoint_every",
-        "run.device",
         "run.compile",
         "run.tensorboard",
+        "run.overwrite",
     ),
 )
+
+CHOSEN_LATER = {("run", "device"): None, ("run", "precision"): "auto"}  # the values that leave it to the machine
 
 
 @dataclass
@@ -82,12 +83,32 @@ class DataConfig:
 
 
 @dataclass
-class ModelConfig:
-    """name: one of `psd.models.names()`, torchvision:NAME or timm:NAME."""
+class TaskConfig:
+    """name: what is learnt, one of `psd.tasks.names()`."""
 
-    name: str = "resnet8"
+    name: str = "classification"
 
     def __post_init__(self) -> None:
+        check_settings("task", self)
+        tasks.find(self.name)
+
+
+@dataclass
+class ModelConfig:
+    """name: one of `psd.models.names()`, torchvision:NAME or timm:NAME.
+
+    weights: fresh ones if None; "default": the pretrained ones of that library; or a file.
+    options: of torchvision's or timm's constructor, such as {drop_path_rate: 0.1} or {img_size: 64}.
+    freeze_backbone: train the classifier alone; the BatchNorm layers before it stay as they are, too.
+    """
+
+    name: str = "resnet8"
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    freeze_backbone: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings("model", self)
         models.check_name(self.name)
 
 
@@ -103,7 +124,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.image_passes is None):
-            raise ValueError(
+            raise Refused(
                 f"budget: give either epochs or image_passes, got epochs={self.epochs} and "
                 f"image_passes={self.image_passes}"
             )
@@ -128,35 +149,41 @@ class BudgetConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD with momentum; the rate rises linearly over the share `warmup` of all steps, then falls to 0 as a cosine.
+    """name: sgd (with momentum) or adamw, whose other settings are PyTorch's. lr: the highest rate.
 
-    clip_norm: gradients are scaled down to this global norm; not at all if None.
+    schedule: over all steps, "cosine" to 0, "constant", or "multistep": times `gamma` at each of the shares
+    `milestones`. warmup: the share of all steps in which the rate rises linearly before. clip_norm: gradients are
+    scaled down to this global norm; not at all if None. decay_norms: weight decay of norm layers and biases too.
+    head_lr: the classifier's own highest rate; lr if None.
     """
 
+    name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
     warmup: float = 0.0
     clip_norm: float | None = None
+    decay_norms: bool = True
+    head_lr: float | None = None
 
     def __post_init__(self) -> None:
+        self.milestones = tuple(self.milestones)  # YAML and JSON have no tuples
         check_settings(
             "optimizer",
             self,
             lr="> 0",
             momentum="> 0 and < 1" if self.nesterov else ">= 0 and < 1",
             weight_decay=">= 0",
+            milestones="> 0 and < 1",
+            gamma="> 0 and <= 1",
             warmup=">= 0 and < 1",
             clip_norm="> 0",
+            head_lr="> 0",
         )
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step in 0 ... steps - 1."""
-        warm = round(self.warmup * steps)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
 @dataclass
@@ -165,7 +192,9 @@ class RunConfig:
 
     output: folder of records, weights and checkpoints. resume: "never" starts anew, "auto" goes on from the newest
     checkpoint of this very run and leaves a finished run as it is, a path names a checkpoint folder.
-    device: cpu, cuda, mps; the best there is if None. precision: "fp32", "bf16", or "auto": bf16 where a GPU has it.
+    overwrite: let a run with other settings take the place of a record; it is refused otherwise.
+    device: cpu, cuda, mps; the best there is if None. precision: "fp32", "bf16", or "auto": bf16 where a GPU has it. A
+    record holds the device and the precision that it was trained with.
     evaluate_every, checkpoint_every: epochs; 0 = only at the end (evaluation), never (checkpoints, but for SIGTERM).
     compile: the network by torch.compile: "off", one of its modes, or "auto": "reduce-overhead" (CUDA graphs) on one
     GPU for images in memory and 1000 steps or more. accumulate: forward a step's batch in that many parts, one after
@@ -177,6 +206,7 @@ class RunConfig:
     variant: str | None = None
     output: str = "runs"
     resume: str = "never"
+    overwrite: bool = False
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every: int = 0
@@ -190,11 +220,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_settings("run", self, seed=">= 0", evaluate_every=">= 0", checkpoint_every=">= 0", accumulate=">= 1")
         if self.variant is not None and not self.variant.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise ValueError(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
+            raise Refused(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
         if self.device not in (None, "cpu", "cuda", "mps"):
-            raise ValueError(f"run.device must be cpu, cuda or mps, got {self.device!r}")
+            raise Refused(f"run.device must be cpu, cuda or mps, got {self.device!r}")
         if self.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError('run.tensorboard needs tensorboard, which is missing: pip install ".[tensorboard]"')
+            raise Refused('run.tensorboard needs tensorboard, which is missing: pip install ".[tensorboard]"')
 
 
 @dataclass
@@ -211,11 +241,15 @@ class Config:
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(epochs=80))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
+        for name, kind in SECTIONS.items():
+            setattr(self, name, _section(name, kind, getattr(self, name)))
+        self.method = _method(self.method)
         if self.data.replicate and self.data.seed != self.run.seed:
             if self.data.seed:
-                raise ValueError(
+                raise Refused(
                     f"data.seed {self.data.seed} and run.seed {self.run.seed} differ, and data.replicate says that "
                     "they are one: leave data.seed out"
                 )
@@ -231,13 +265,14 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, as YAML and JSON hold them."""
 
-        def options(section: Any) -> dict[str, Any]:
-            items = dataclasses.asdict(section).items()
-            return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
-
-        plain = {f.name: options(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        plain = {f.name: options_of(getattr(self, f.name)) for f in dataclasses.fields(self)}
         plain["method"] = {"name": self.method.name, **plain["method"]}
         return plain
+
+
+def options_of(section: Any) -> dict[str, Any]:
+    """A section's or method's settings as YAML and JSON hold them."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(section).items()}
 
 
 SECTIONS: dict[str, type] = {
@@ -246,7 +281,34 @@ SECTIONS: dict[str, type] = {
     "budget": BudgetConfig,
     "optimizer": OptimizerConfig,
     "run": RunConfig,
+    "task": TaskConfig,
 }
+NAMED = ("task", "data", "model")  # sections that a name alone describes
+
+
+def _section(name: str, kind: type, given: Any) -> Any:
+    """A section as what it is, a mapping of its settings, or a name."""
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, dict):
+        return kind(**given)
+    if isinstance(given, str) and name in NAMED:
+        return kind(name=given)
+    raise Refused(f"{name} must be a psd.config.{kind.__name__} or a mapping of its settings, got {given!r}")
+
+
+def _method(given: Any) -> Method:
+    """A method as an instance, a mapping with its name, or a name."""
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, str):
+        return methods.build(given)
+    if isinstance(given, dict) and "name" in given:
+        return methods.build(**given)
+    remedy = "psd.methods.build('patch_swap', patch_size=4)"
+    if isinstance(given, type) and issubclass(given, Method):
+        remedy = f"an instance of it, {given.__name__}()"
+    raise Refused(f"method must be a name or a method, such as {remedy}, got {given!r}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -266,12 +328,12 @@ def check_keys(values: dict[str, Any]) -> None:
     method = values.get("method", {})
     name = method.get("name") if isinstance(method, dict) else None
     if "method" in values and name is None:
-        raise ValueError(f"method.name is missing; known: {', '.join(methods.names())}")
+        raise Refused(f"method.name is missing; known: {', '.join(methods.names())}")
     for section, options in values.items():
         if section == "compare":
             continue
         if section not in (*SECTIONS, "method"):
-            raise ValueError(_unknown(section, [*SECTIONS, "method"]))
+            raise Refused(_unknown(section, [*SECTIONS, "method"]))
         _check_mapping(section, options)
         for key in options:
             check_key(f"{section}.{key}", name)
@@ -280,7 +342,7 @@ def check_keys(values: dict[str, Any]) -> None:
 def check_key(key: str, method: str | None) -> None:
     """ValueError if no setting of a run with this method has this dotted key."""
     if key not in known_keys(method):
-        raise ValueError(_unknown(key, known_keys(method)))
+        raise Refused(_unknown(key, known_keys(method)))
 
 
 def known_keys(method: str | None) -> list[str]:
@@ -312,7 +374,7 @@ def recipe_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     hint = did_you_mean(name, recipe_names()) or "."
-    raise ValueError(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {recipes_in_brief()}")
+    raise Refused(f"CONFIG {name!r} is neither a file nor a recipe{hint} Recipes: {recipes_in_brief()}")
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -323,9 +385,9 @@ def read_yaml(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+        raise Refused(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
+        raise Refused(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
     check_keys(values)
     return values
 
@@ -380,7 +442,7 @@ class Comparison:
         names = [config.name for config in made]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"compare: two runs have the record {name}; name each method, seed and budget once")
+                raise Refused(f"compare: two runs have the record {name}; name each method, seed and budget once")
         return made
 
     def _run(self, method: dict[str, Any], seed: int, budget: dict[str, Any]) -> dict[str, Any]:
@@ -418,20 +480,20 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
     _check_mapping("compare", section)
     unknown = set(section) - {"methods", "seeds", "budgets"}
     if unknown:
-        raise ValueError(
+        raise Refused(
             f"unknown key 'compare.{sorted(unknown)[0]}'; known are compare.methods, compare.seeds and compare.budgets"
         )
     listed, listed_seeds = section.get("methods", []), section.get("seeds", [0])
     if not isinstance(listed, list) or not all(isinstance(method, dict) and "name" in method for method in listed):
-        raise ValueError(f"compare.methods must be a list of mappings with a name, got {listed!r}")
+        raise Refused(f"compare.methods must be a list of mappings with a name, got {listed!r}")
     own = sorted({key.partition(".")[0] for method in listed for key in method if "." in key} - set(ROW_SECTIONS))
     if own:
-        raise ValueError(f"compare.methods: a method's runs may have their own {', '.join(ROW_SECTIONS)}, not {own[0]}")
+        raise Refused(f"compare.methods: a method's runs may have their own {', '.join(ROW_SECTIONS)}, not {own[0]}")
     if not isinstance(listed_seeds, list):
-        raise ValueError(f"compare.seeds must be a list of integers, got {listed_seeds!r}")
+        raise Refused(f"compare.seeds must be a list of integers, got {listed_seeds!r}")
     budgets = section.get("budgets", [values["budget"]] if "budget" in values else [{"epochs": Config().budget.epochs}])
     if not isinstance(budgets, list) or not budgets or not all(isinstance(budget, dict) for budget in budgets):
-        raise ValueError(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
+        raise Refused(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
     chosen = [*listed, *([values["method"]] if "method" in values else [])]
     if names is not None:
         chosen = [
@@ -454,8 +516,12 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         left, right = ({**_defaults(section, side.get(section, {})), **side.get(section, {})} for side in (a, b))
         gone = section == "method" and not {left.get("name"), right.get("name")} <= {*methods.names(), None}
         for key in sorted({*left} & {*right} if gone else {*left, *right}):
-            if f"{section}.{key}" not in NOT_PART_OF_THE_RESULT and left.get(key) != right.get(key):
-                found.append(f"{section}.{key}: {left.get(key)!r} != {right.get(key)!r}")
+            values = left.get(key), right.get(key)
+            if f"{section}.{key}" in NOT_PART_OF_THE_RESULT or values[0] == values[1]:
+                continue
+            if (section, key) in CHOSEN_LATER and CHOSEN_LATER[section, key] in values:
+                continue  # one of them leaves it to the machine
+            found.append(f"{section}.{key}: {values[0]!r} != {values[1]!r}")
     return found
 
 
@@ -464,7 +530,16 @@ def _defaults(section: str, options: dict[str, Any]) -> dict[str, Any]:
     kind = SECTIONS.get(section)
     if section == "method" and options.get("name") in methods.names():
         kind = methods.find(options["name"])
-    return {} if kind is None else {f.name: f.default for f in dataclasses.fields(kind)}
+    return {} if kind is None else {f.name: _plain(_default(f)) for f in dataclasses.fields(kind)}
+
+
+def _default(setting: dataclasses.Field[Any]) -> Any:
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """As YAML and JSON hold it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _unknown(key: str, known: list[str]) -> str:
@@ -474,4 +549,4 @@ def _unknown(key: str, known: list[str]) -> str:
 
 def _check_mapping(section: str, options: object) -> None:
     if not isinstance(options, dict):
-        raise ValueError(f"{section} must be a mapping of settings, got {options!r}")
+        raise Refused(f"{section} must be a mapping of settings, got {options!r}")

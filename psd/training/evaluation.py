@@ -1,93 +1,61 @@
-"""Accuracy, likelihood and calibration of a model on a data set."""
+"""What a trained network is worth on a data set: the figures of its task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from psd.data.batches import normalised
-from psd.data.images import ImageData
-from psd.data.stream import CentreCrops
+from psd import tasks
+from psd.calibration import Temperature, fit_temperature
+from psd.checks import Refused
+from psd.data.loaders import Measured, measured
+from psd.tasks import Meter, Task
 
 if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
-
-ECE_BINS = 15
+    from psd.tasks.classification import LogitsMeter
 
 
-def evaluate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, batch_size: int = 500) -> Metrics:
-    """Metrics of `model` (in eval mode, on the device of its parameters) on all images of `data`, not augmented.
+class Metrics(dict[str, Any]):
+    """A task's figures by name: `metrics["top1"]` is also `metrics.top1`. `psd.tasks` tells their units.
 
-    An ImageFolder is evaluated as `CentreCrops(data)`: the centre 224 x 224 of every image.
+    >>> Metrics(top1=50.0).top1
+    50.0
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no figure {name!r}; there are {', '.join(self)}")
+
+
+def evaluate(model: nn.Module, data: Any, batch_size: int = 500, task: str | Task = "classification") -> Metrics:
+    """The figures of `model` (in eval mode, on the device of its parameters) on all images of `data`, not augmented.
+
+    Args:
+        model: any network whose output the task understands.
+        data: what `psd.data.load` gives, or any map-style data set of (image, target). An ImageFolder without a
+            transform is evaluated on the centre 224 x 224 of every image.
+        batch_size: images per forward pass.
+        task: a name, or a task of your own.
 
     >>> import psd
     >>> metrics = psd.evaluate(psd.models.build("resnet8", 16), psd.data.load("shapes", split="test", count=32))
     >>> metrics.n_test
     32
     """
-    data = _images(data)
-    return measure(predict(model, data, batch_size), data.targets)
+    return Metrics(meter(model, measured(_data_set(data)), _task(task), batch_size).compute())
 
 
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    data: ImageData | CentreCrops | ImageFolder,
-    batch_size: int = 500,
-    rows: range | None = None,
-) -> Tensor:
-    """Logits (N, C) of every image, float32 on the CPU; every part of the model keeps the mode it had.
-
-    Args:
-        model: on the device of its parameters, in eval mode meanwhile.
-        data: images in memory, or files; an ImageFolder as `CentreCrops(data)`.
-        batch_size: images per forward pass.
-        rows: predict these images alone, in ascending order, as one of several processes; all of them if None.
-
-    Raises:
-        ValueError: batch_size below 1; rows that are none, descending or not among the images.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-    data = _images(data)
-    rows = range(len(data)) if rows is None else rows
-    if not rows or rows.step < 0 or rows[0] < 0 or rows[-1] >= len(data):
-        raise ValueError(f"rows must be an ascending range of the images 0 ... {len(data) - 1}, got {rows}")
-    device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return torch.cat([model(x).float() for x in _inputs(data, rows, batch_size, device)]).cpu()
-    finally:
-        for module, training in modes:  # not model.train(), which would wake frozen parts
-            module.training = training
-
-
-def _images(data: ImageData | CentreCrops | ImageFolder) -> ImageData | CentreCrops:
-    return data if isinstance(data, (ImageData, CentreCrops)) else CentreCrops(data)
-
-
-def _inputs(data: ImageData | CentreCrops, rows: range, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """The images `rows` in batches, normalised, on the device."""
-    if isinstance(data, CentreCrops):
-        yield from data.batches(rows, batch_size, device)
-        return
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        yield normalised(data, slice(part.start, part.stop, part.step), device)
-
-
-def calibrate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, batch_size: int = 500) -> Temperature:
+def calibrate(model: nn.Module, data: Any, batch_size: int = 500) -> Temperature:
     """The temperature of the least NLL of `model` (in eval mode) on `data`, which must not be its training images.
 
     Args:
         model: gives logits (N, C).
-        data: a tune split, such as `psd.data.load("cifar100-small", split="tune")`.
+        data: a tune split, such as `psd.data.load("cifar100-small", split="tune")`; as in `psd.evaluate`.
         batch_size: images per forward pass.
 
     Raises:
@@ -98,4 +66,85 @@ def calibrate(model: nn.Module, data: ImageData | CentreCrops | ImageFolder, bat
     >>> psd.calibrate(model, tune).value > 0
     True
     """
-    return fit_temperature(predict(model, data, batch_size), data.targets)
+    seen: LogitsMeter = meter(model, measured(_data_set(data)), tasks.find("classification"), batch_size)  # type: ignore[assignment]
+    return fit_temperature(seen.logits, seen.targets)
+
+
+@torch.no_grad()
+def meter(
+    model: nn.Module,
+    data: Measured,
+    task: Task,
+    batch_size: int = 500,
+    rows: range | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+) -> Meter:
+    """A task's meter that has seen these rows of the data; all of them if None.
+
+    logits: what to make of the network's output, in the place of `task.logits`.
+    """
+    seen = task.meter(len(data.classes))
+    rows = range(len(data)) if rows is None else rows
+    for z, start in _outputs(model, data, rows, batch_size, logits or task.logits):
+        chosen = rows[start : start + len(z)]
+        seen.update(z, data.targets[chosen.start : chosen.stop : chosen.step].to(z.device))
+    return seen
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Any, batch_size: int = 500, rows: range | None = None) -> Tensor:
+    """Logits (N, C) of every image, float32 on the CPU; every part of the model keeps the mode it had.
+
+    Args:
+        model: on the device of its parameters, in eval mode meanwhile.
+        data: as in `psd.evaluate`.
+        batch_size: images per forward pass.
+        rows: predict these images alone, in ascending order; all of them if None.
+
+    Raises:
+        ValueError: batch_size below 1; rows that are none, descending or not among the images.
+    """
+    images = measured(_data_set(data))
+    rows = range(len(images)) if rows is None else rows
+    if not rows or rows.step < 0 or rows[0] < 0 or rows[-1] >= len(images):
+        raise Refused(f"rows must be an ascending range of the images 0 ... {len(images) - 1}, got {rows}")
+    found = [z.float() for z, _ in _outputs(model, images, rows, batch_size, tasks.find("classification").logits)]
+    return torch.cat(found).cpu()
+
+
+def _outputs(
+    model: nn.Module, data: Measured, rows: range, batch_size: int, logits: Callable[[Any], Tensor]
+) -> Iterator[tuple[Tensor, int]]:
+    """The logits of each batch, and how many rows came before it."""
+    if batch_size < 1:
+        raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
+    device = next(model.parameters()).device
+    with evaluating(model):
+        before = 0
+        for x in data.batches(rows, batch_size, device):
+            z = logits(model(x))
+            yield z, before
+            before += len(x)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; then every part of it in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:  # not model.train(), which would wake frozen parts
+            module.training = training
+
+
+def _task(task: str | Task) -> Task:
+    return tasks.find(task) if isinstance(task, str) else task
+
+
+def _data_set(data: Any) -> Any:
+    """What was given, unless it is a DataLoader: its order and batches are no matter here."""
+    if isinstance(data, torch.utils.data.DataLoader):
+        raise Refused("data must be a data set, got a DataLoader; give its `.dataset`")
+    return data

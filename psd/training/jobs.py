@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from psd.checks import Refused
 from psd.training.config import Config
-from psd.training.fit import Interrupted, finished
+from psd.training.fit import finished
+from psd.training.loop import Interrupted
 from psd.training.processes import TRY_AGAIN, Termination
 from psd.training.records import Record
 
@@ -54,9 +56,9 @@ def train_all(
         Interrupted: the time is over, or SIGTERM came. Failed: naming the runs that ended in an error.
     """
     if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
+        raise Refused(f"jobs must be at least 1, got {jobs}")
     if seconds is not None and not seconds > 0:
-        raise ValueError(f"the time limit must be above 0 seconds, got {seconds}")
+        raise Refused(f"the time limit must be above 0 seconds, got {seconds}")
     todo = [config for config in configs if finished(config) is None]
     done, failed = len(configs) - len(todo), []
     if done and todo:
@@ -76,7 +78,7 @@ def train_all(
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     if job.process.returncode == BAD_INPUT:
-                        raise ValueError(_last_line(job).removeprefix("psd: error: "))
+                        raise Refused(_last_line(job).removeprefix("psd: error: "))
                     done, passes, left = done + 1, passes + _passes(job.config), left - _passes(job.config)
                     rest = f"; about {_duration(left * (time.monotonic() - began) / passes)} to go" if left else ""
                     if job.process.returncode == 0:

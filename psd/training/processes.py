@@ -16,6 +16,7 @@ from torch import Tensor, nn
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the exit code of a command that SIGTERM has stopped and that can go on
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Any)
 
 
 class Processes:
@@ -62,19 +63,20 @@ class Processes:
         return gathered
 
     def rows(self, n: int) -> range:
-        """This process's rows of n: the same number in each process, so that the last ones may overlap."""
+        """This process's rows of n, one after another: every row is of one process."""
         size = -(-n // self.world)
-        start = min(self.rank * size, n - size)
-        return range(start, start + size)
+        return range(min(self.rank * size, n), min((self.rank + 1) * size, n))
 
-    def joined(self, part: Tensor, n: int) -> Tensor:
-        """All n rows in every process, from the ones that each has of `rows(n)`."""
+    def merged(self, meter: M) -> M:
+        """What the meters of all processes have seen, in every process, in the order of their rows."""
         if self.world == 1:
-            return part
-        size = len(part)
-        parts = self.accelerator.gather(part.to(self.accelerator.device)).cpu().split(size)
-        begins = [(rank * size, min(rank * size, n - size)) for rank in range(self.world)]
-        return torch.cat([rows[first - begin :] for rows, (first, begin) in zip(parts, begins, strict=True)])
+            return meter
+        from accelerate.utils import gather_object
+
+        first, *others = gather_object([meter])
+        for other in others:
+            first.merge(other)
+        return first  # type: ignore[no-any-return]
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the main one's buffers: BatchNorm's statistics are of each process's own images."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from psd.checks import Refused
+
 SCHEMA = 1
 
 
@@ -26,7 +28,9 @@ class Record:
 
     epochs: a list of dicts: epoch (from 1), steps, lr, loss and its terms, train_top1, and `test` where measured; with
     data.skip_corrupt, `skipped`: files that were left out since the run began or went on, as its processes count them.
-    final: the metrics after the last epoch, see `psd.Metrics`. image_passes: images through training forwards.
+    final: the task's figures after the last epoch. metrics: what these are, each a `psd.tasks.Metric` as a dict, the
+    first what methods are compared by; empty in records that are older than this field. image_passes: images through
+    training forwards.
     peak_memory: bytes at the peak of training and measuring: of the GPU's memory or, on a CPU, of the whole process,
     where the system tells (Linux); None elsewhere, and in records that are older than this field.
     seconds: wall time of the run without loading data; images_per_second: image passes per second of training alone.
@@ -41,6 +45,8 @@ class Record:
     config: dict[str, Any]
     epochs: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     image_passes: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
@@ -68,13 +74,13 @@ class Record:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: not readable as a record: {error}") from None
+            raise Refused(f"{path}: not readable as a record: {error}") from None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: not a record of schema {SCHEMA}")
-        values.setdefault("peak_memory", None)
+            raise Refused(f"{path}: not a record of schema {SCHEMA}")
+        values = {"peak_memory": None, "task": "classification", "metrics": [], **values}
         missing = {f.name for f in dataclasses.fields(cls)} - set(values)
         if missing:
-            raise ValueError(f"{path}: the record lacks {', '.join(sorted(missing))}")
+            raise Refused(f"{path}: the record lacks {', '.join(sorted(missing))}")
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
 
 

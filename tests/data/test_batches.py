@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from psd.data.batches import NEEDS, Batch, Batches, Share, normalised
+from psd.data.batches import Batches, Share, normalised
+from psd.methods import NEEDS, Batch
 from psd.data.images import ImageData
 
 SIDE, PADDING = 8, 2

@@ -22,8 +22,9 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as T
 
 from psd.data import load
-from psd.data.batches import NEEDS as KNOWN
-from psd.data.batches import Batch, Batches, Share
+from psd.methods import NEEDS as KNOWN
+from psd.data.batches import Batches, Share
+from psd.methods import Batch
 from psd.data.folder import MEAN, STD
 from psd.data.images import ImageData
 from psd.data.stream import CentreCrops, Stream

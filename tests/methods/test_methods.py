@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psd import methods, models
-from psd.data.batches import Batch, Batches
+from psd.data.batches import Batches
+from psd.methods import Batch
 from psd.data.images import ImageData
 from psd.losses import SelfDistillationLoss
 from psd.methods import Method, Progress, Step

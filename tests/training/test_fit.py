@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import psd
 from psd import losses, methods, models
-from psd.data.batches import Batch, Batches
+from psd.data.batches import Batches
+from psd.methods import Batch
 from psd.methods import Method, Progress, Step, single_terms
 from psd.seeding import seed_for
 from psd.training import checkpoints, records
@@ -108,7 +109,7 @@ class Remembering(Method):
     error: ClassVar[type[BaseException] | None] = None
     bad_loss: ClassVar[float] = math.nan
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         self.past, self.calls = torch.full((samples, classes), 1 / classes), 0
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
@@ -569,7 +570,7 @@ class Watching(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"partner", "view", "previous"})
     passes_per_anchor: ClassVar[int] = 3
 
-    def setup(self, classes: int, samples: int) -> None:
+    def setup(self, setup: Setup) -> None:
         self.asked, self.batches, self.progress = (classes, samples), [], []
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
