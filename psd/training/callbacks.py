@@ -16,7 +16,8 @@ Entry = dict[str, Any]
 
 
 class Callback:
-    """Derive from it and define what you need; an error in a callback ends the run.
+    """Derive from it and define what you need; an error in a callback ends the run. Of several processes, the first one
+    alone has callbacks.
 
     An entry is that of `Record.epochs`: epoch (from 1), steps, lr, means of the loss and its terms over the epoch so
     far, train_top1, and at an epoch's end, where it is measured, `test`.

@@ -37,10 +37,12 @@ class RunFolder:
         Raises:
             ValueError: another run's record stands in this one's place, and `overwrite` does not give it away.
         """
-        if not self.record_file.is_file() or self.run.overwrite:
+        if not self.record_file.is_file():
             return None
         record = Record.read(self.record_file)
         changed = config.differences(record.config, self.settings)
+        if changed and self.run.overwrite:
+            return None
         if changed:
             raise Refused(
                 f"{self.record_file} is the record of a run with other settings: {'; '.join(changed)}. Give this run "
@@ -73,7 +75,7 @@ class RunFolder:
                 f"run.resume: {path} belongs to another configuration: {'; '.join(changed)}. "
                 "Give these values back, or start anew with --run.resume never"
             )
-        self._first = self.run.resume != "auto"
+        self._first = path.parent.resolve() != self.checkpoints.resolve()
         return weights, state
 
     def save(self, step: int, model: nn.Module, state: dict[str, Any]) -> Path:

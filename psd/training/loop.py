@@ -113,7 +113,8 @@ class Loop:
         self.watch = Watch(place, self.steps)
         self.folder = RunFolder(run, plan.name, plan.settings)
         self.record = _new_record(plan, place)
-        self.callbacks = [*self._own_callbacks(), *callbacks] if place.processes.rank == 0 else []
+        main = place.processes.main
+        self.callbacks, self.guests = self._own_callbacks() if main else [], list(callbacks) if main else []
         self.termination = Termination()
 
     def run(self) -> Record:
@@ -126,7 +127,7 @@ class Loop:
         with contextlib.ExitStack() as open_until_the_end:
             open_until_the_end.enter_context(self.termination)
             open_until_the_end.callback(self.loader.close)
-            for callback in self.callbacks:
+            for callback in (*self.callbacks, *self.guests):
                 callback.begin(self)
                 open_until_the_end.callback(callback.end, self)
             while self.step < self.steps:
@@ -149,6 +150,8 @@ class Loop:
             callback.epoch(self, entry)
         if run.checkpoint_every and (epoch + 1) % run.checkpoint_every == 0 and not last:
             self._checkpoint()
+        for callback in self.guests:  # which may fail
+            callback.epoch(self, entry)
         if stop and not last:
             self._interrupt()
 
@@ -161,14 +164,14 @@ class Loop:
         while True:
             self.watch.add(self.step, self.train_step(epoch))
             self.step += 1
-            for callback in self.callbacks:
+            for callback in (*self.callbacks, *self.guests):
                 callback.step(self)
             alone = self.place.processes.world == 1  # then there is nobody to ask before stopping
             if self.step not in (self.watch.next_look, end) and not (alone and self.termination.asked):
                 continue
             means, stop = self.watch.look(self.step, first, epoch, self.termination.asked)
             entry = {"epoch": epoch + 1, "steps": self.step - first, "lr": self.lr, **means}
-            for callback in self.callbacks:
+            for callback in (*self.callbacks, *self.guests):
                 callback.look(self, entry)
             if self.step == end or stop:
                 self.seconds_training += self.watch.seconds
@@ -224,8 +227,9 @@ class Loop:
         self.place.processes.share_buffers(self.network)
         tune = self._meter(self.tune) if last and self.tune is not None else None
         found = self._meter(self.test).compute(tune)
-        if any(isinstance(value, float) and not math.isfinite(value) for value in found.values()):
-            raise Diverged(f"a figure of the test is NaN or infinite after epoch {epoch + 1}. {REMEDY}")
+        ruined = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        if ruined:
+            raise Diverged(f"{ruined[0]} of the test is NaN or infinite after epoch {epoch + 1}. {REMEDY}")
         return found
 
     def _meter(self, data: Any) -> Meter:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from psd.data.batches import Batches, Share, normalised
-from psd.methods import NEEDS, Batch
 from psd.data.images import ImageData
+from psd.methods import NEEDS, Batch
 
 SIDE, PADDING = 8, 2
 CLASSES = 4

@@ -22,12 +22,12 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as T
 
 from psd.data import load
-from psd.methods import NEEDS as KNOWN
 from psd.data.batches import Batches, Share
-from psd.methods import Batch
 from psd.data.folder import MEAN, STD
 from psd.data.images import ImageData
 from psd.data.stream import CentreCrops, Stream
+from psd.methods import NEEDS as KNOWN
+from psd.methods import Batch
 from psd.seeding import seed_for
 from psd.training.evaluation import evaluate, predict
 

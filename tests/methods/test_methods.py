@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from psd import methods, models
 from psd.data.batches import Batches
-from psd.methods import Batch
 from psd.data.images import ImageData
 from psd.losses import SelfDistillationLoss
-from psd.methods import Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Step
 from psd.swap import patch_swap
 from psd.training import checkpoints
 

@@ -13,7 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,16 +30,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import psd
 from psd import losses, methods, models
 from psd.data.batches import Batches
-from psd.methods import Batch
-from psd.methods import Method, Progress, Step, single_terms
+from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 from psd.seeding import seed_for
-from psd.training import checkpoints, records
+from psd.training import checkpoints, records, watch
 from psd.training import fit as training
 from psd.training.checkpoints import load_model
 from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, differences
 from psd.training.evaluation import evaluate
-from psd.training.fit import Diverged, load_data
+from psd.training.fit import load_data
+from psd.training.loop import Loop
+from psd.training.place import Place
 from psd.training.records import Record
+from psd.training.watch import Diverged
 
 CLASSES, TRAIN, TEST, BATCH, SIZE = 4, 24, 12, 8, 16
 PER_EPOCH = TRAIN // BATCH  # steps
@@ -110,7 +113,7 @@ class Remembering(Method):
     bad_loss: ClassVar[float] = math.nan
 
     def setup(self, setup: Setup) -> None:
-        self.past, self.calls = torch.full((samples, classes), 1 / classes), 0
+        self.past, self.calls = torch.full((setup.samples, setup.classes), 1 / setup.classes), 0
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)
@@ -270,7 +273,7 @@ def test_a_run_is_this_plain_loop(whole, make, tmp_path):
     config = make(tmp_path)
     data, method = load_data(config.data)[0], methods.build("patch_swap")
     batches = Batches(data, BATCH, 0, method.needs)
-    method.setup(CLASSES, TRAIN)
+    method.setup(Setup(CLASSES, TRAIN, load_model))
     torch.manual_seed(seed_for(0, "weights"))
     model = models.build("resnet8", CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -327,8 +330,8 @@ def test_a_run_interrupted_within_an_epoch_goes_on_from_its_last_checkpoint(whol
 def test_time_before_the_interruption_counts(make, tmp_path):
     (path,) = interrupt(make(tmp_path), 1)
     state = torch.load(path / "state.pt")
-    assert state["seconds_training"] > 0 and state["record"]["seconds"] > 0
-    state["seconds_training"], state["record"]["seconds"] = 1000.0, 2000.0
+    assert state["seconds_training"] > 0 and state["seconds"] > 0
+    state["seconds_training"], state["seconds"] = 1000.0, 2000.0
     torch.save(state, path / "state.pt")
     record = psd.train(make(tmp_path, resume="auto"))
     assert 2000 < record.seconds < 3000
@@ -360,13 +363,18 @@ def test_auto_does_not_need_the_data_of_a_finished_run(whole, make, tmp_path, mo
 
 def test_auto_goes_on_with_a_run_that_was_begun_anew_beside_an_older_record(make, whole, tmp_path):
     psd.train(make(tmp_path, evaluate_every=2, optimizer={"lr": 0.01}))
-    interrupt(make(tmp_path, evaluate_every=2), 2)
-    assert_same_run(finish(make(tmp_path, evaluate_every=2, resume="auto")), whole("patch_swap"))
+    interrupt(make(tmp_path, evaluate_every=2, overwrite=True), 2)
+    seen: list[dict[str, Any]] = []
+    config = make(tmp_path, evaluate_every=2, overwrite=True, resume="auto")
+    record = psd.train(config, seen.append)
+    assert [entry["epoch"] for entry in seen] == [3, 4]
+    assert_same_run(Finished(config, record), whole("patch_swap"))
 
 
-def test_never_starts_anew_and_removes_the_older_checkpoints(whole, make, tmp_path):
+def test_the_first_checkpoint_of_a_run_begun_anew_takes_the_place_of_the_older_ones(whole, make, tmp_path):
     interrupt(make(tmp_path, evaluate_every=2), 3)
-    assert interrupt(make(tmp_path, evaluate_every=2, resume="never", checkpoint_every=0), 1) == []
+    left = interrupt(make(tmp_path, evaluate_every=2, resume="never"), 1)
+    assert [path.name for path in left] == ["step-000000003"]
     config, seen = make(tmp_path, evaluate_every=2, resume="never"), []
     record = psd.train(config, seen.append)
     assert [entry["epoch"] for entry in seen] == [1, 2, 3, 4]
@@ -403,7 +411,7 @@ CHANGES = [
     ({"method": "pair_distillation"}, r".*method\.name: 'patch_swap' != 'pair_distillation'"),
     ({"epochs": 5}, r"budget\.epochs: 4 != 5"),
     ({"seed": 1}, r"run\.seed: 0 != 1"),
-    ({"data": {"flip": False}, "precision": "fp32"}, r"data\.flip: None != False; run\.precision: 'auto' != 'fp32'"),
+    ({"data": {"flip": False}, "precision": "bf16"}, r"data\.flip: None != False; run\.precision: 'fp32' != 'bf16'"),
 ]
 
 
@@ -430,8 +438,41 @@ def test_auto_refuses_its_checkpoints_of_another_configuration(make, tmp_path):
 
 def test_auto_refuses_a_finished_run_of_another_configuration(make, whole, tmp_path):
     copy(whole("patch_swap"), tmp_path)
-    with pytest.raises(ValueError, match=r"s0\.json belongs to another configuration: optimizer\.lr: 0\.1 != 0\.3"):
+    with pytest.raises(
+        ValueError, match=r"s0\.json is the record of a run with other settings: optimizer\.lr: 0"
+    ):
         psd.train(make(tmp_path, evaluate_every=2, optimizer={"lr": 0.3}, resume="auto"))
+
+
+CHANGED = [
+    {"optimizer": {"lr": 0.3}},
+    {"method": methods.build("patch_swap", temperature=2.0)},
+    {"data": {"crop_padding": 1}},
+    {"precision": "bf16"},
+]
+
+
+@pytest.mark.parametrize("changed", CHANGED, ids=["lr", "temperature", "padding", "precision"])
+def test_a_record_is_never_replaced_by_one_of_other_settings(changed, make, whole, tmp_path):
+    copy(whole("patch_swap"), tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with pytest.raises(ValueError, match=r"with other settings: .*--run\.variant NAME, .*--run\.overwrite true"):
+        psd.train(make(tmp_path, **{"evaluate_every": 2, **changed}))
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+@pytest.mark.parametrize("way", [{"overwrite": True}, {"variant": "hot"}])
+def test_both_ways_out_that_the_refusal_names_work(way, make, whole, tmp_path):
+    copy(whole("patch_swap"), tmp_path)
+    record = psd.train(make(tmp_path, optimizer={"lr": 0.3}, epochs=EPOCHS, evaluate_every=2, **way))
+    assert record.config["optimizer"]["lr"] == 0.3
+    left = {Record.read(file).config["optimizer"]["lr"] for file in tmp_path.rglob("*.json")}
+    assert left == ({0.3} if "overwrite" in way else {0.1, 0.3})
+
+
+def test_a_finished_run_is_left_as_it_is_where_others_may_be_overwritten(make, whole, tmp_path):
+    copy(whole("patch_swap"), tmp_path)
+    assert psd.train(make(tmp_path, evaluate_every=2, resume="auto", overwrite=True)) == whole("patch_swap").record
 
 
 def test_auto_refuses_an_unreadable_record_by_its_name(make, tmp_path):
@@ -501,12 +542,14 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if module.training:
             counted.append(len(args[0]))
 
-    def build(name: str, classes: int) -> nn.Module:
-        model = models.build(name, classes)
+    built = models.build
+
+    def build(name: str, classes: int, **options: Any) -> nn.Module:
+        model = built(name, classes, **options)
         model.register_forward_pre_hook(count)
         return model
 
-    monkeypatch.setattr(training, "models", type("Models", (), {"build": staticmethod(build)}))
+    monkeypatch.setattr(models, "build", build)
     return counted
 
 
@@ -558,8 +601,8 @@ def test_the_test_is_measured_every_so_many_epochs_and_at_the_end(every, measure
 
 def test_a_method_that_psd_does_not_know_is_trained(whole):
     record = whole("remembering").record
-    assert record.method == "test_training"
-    assert record.config["method"] == {"name": "test_training", "scale": 0.1}
+    assert record.method == "remembering"
+    assert record.config["method"] == {"name": "remembering", "scale": 0.1}
     assert record.image_passes == EPOCHS * TRAIN
 
 
@@ -571,7 +614,7 @@ class Watching(Method):
     passes_per_anchor: ClassVar[int] = 3
 
     def setup(self, setup: Setup) -> None:
-        self.asked, self.batches, self.progress = (classes, samples), [], []
+        self.asked, self.batches, self.progress = (setup.classes, setup.samples), [], []
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         self.batches.append(batch)
@@ -688,7 +731,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_a_remedy(loss
 
 
 def test_a_run_that_diverges_stops_at_the_next_look(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    monkeypatch.setattr(watch, "LOOK_EVERY", 2)
     monkeypatch.setattr(Remembering, "fails_at", 2)
     method = Remembering()
     with pytest.raises(Diverged, match="at step 2 "):
@@ -703,7 +746,7 @@ def test_a_learning_rate_that_is_too_high_is_a_divergence(make, tmp_path):
 
 
 def test_weights_that_only_the_test_shows_to_be_ruined_are_a_divergence(make, tmp_path):
-    with pytest.raises(Diverged, match=r"loss of the test is NaN or infinite after epoch 1\. Lower optimizer\.lr"):
+    with pytest.raises(Diverged, match=r"nll of the test is NaN or infinite after epoch 1\. Lower optimizer\.lr"):
         psd.train(make(tmp_path, optimizer={"lr": 1e20}, image_passes=2 * BATCH))  # a single step, with a finite loss
     assert files(tmp_path) == []
 
@@ -712,7 +755,7 @@ def test_a_run_that_diverges_leaves_the_older_result(whole, make, tmp_path):
     copy(whole("patch_swap"), tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
     with pytest.raises(Diverged):
-        psd.train(make(tmp_path, optimizer={"lr": 1e20}))
+        psd.train(make(tmp_path, optimizer={"lr": 1e20}, overwrite=True))
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
@@ -726,7 +769,8 @@ def test_the_record_on_the_disk_is_the_one_returned(whole):
 def test_the_record_says_what_was_run(whole):
     run = whole("patch_swap")
     record, expected = run.record, run.config.to_dict()
-    assert record.config == {**expected, "run": {**expected["run"], "output": None}}
+    found = {"output": None, "device": "cpu", "precision": "fp32"}
+    assert record.config == {**expected, "run": {**expected["run"], **found}}
     assert (record.name, record.data) == (run.config.name, run.config.data.label)
     assert (record.model, record.method, record.seed, record.budget) == ("resnet8", "patch_swap", 0, "4ep")
 
@@ -759,7 +803,7 @@ def test_the_record_of_a_resumed_run_holds_no_path_of_the_machine(make, tmp_path
 def test_the_weights_give_what_was_measured(given, whole):
     run = whole("patch_swap")
     model = load_model(run.folder if given == "folder" else str(run.folder / "model.safetensors"))
-    measured = dataclasses.asdict(evaluate(model, load_data(run.config.data)[1]))
+    measured = evaluate(model, load_data(run.config.data)[1])
     assert measured == pytest.approx(run.record.final, abs=1e-5)
     assert not model.training
 
@@ -802,7 +846,7 @@ def test_the_split_fit_is_measured_on_tune(images, make, tmp_path):
     run = finish(make(tmp_path, "cross_entropy", data={"split": "fit", "batch_size": 5}))
     tune = psd.data.load(f"folder:{images}", split="tune", size=SIZE)
     assert run.record.final["n_test"] == len(tune) == CLASSES
-    assert run.record.final == pytest.approx(dataclasses.asdict(evaluate(load_model(run.folder), tune)), abs=1e-5)
+    assert run.record.final == pytest.approx(evaluate(load_model(run.folder), tune), abs=1e-5)
     assert run.record.image_passes == EPOCHS * (TRAIN - CLASSES)  # tune is no part of what is trained on
     assert run.record.data.endswith("-fit")
 
@@ -814,7 +858,7 @@ def test_classes_and_images_of_a_class_are_a_subset(make, tmp_path):
 
 
 def test_a_padding_is_refused_for_images_that_are_streamed_from_files(make, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.crop_padding is for images in memory; .* data\.crop_scale"):
+    with pytest.raises(ValueError, match=r"data\.crop_padding 2 is for images in memory; .*data\.crop_scale"):
         psd.train(make(tmp_path, data={"size": None, "crop_padding": 2}))
 
 
@@ -850,6 +894,15 @@ def test_empty_data_is_refused(images, make, tmp_path):
 # --- the machine
 
 
+@contextmanager
+def built(config: Config) -> Iterator[Loop]:
+    """A run before its first step."""
+    with Place(config.run) as place:
+        loop = Loop(training.plan_of(config, training.settings_of(config, place)), place)
+        with closing(loop.loader):
+            yield loop
+
+
 class Waits(TorchDispatchMode):
     """Notes every operation that makes a host wait for its GPU: reading a value, or a size that depends on values."""
 
@@ -877,16 +930,16 @@ def test_no_step_waits_for_the_device(method, clip_norm, make, tmp_path, monkeyp
     # Both look at labels, on the CPU alone.
     monkeypatch.setattr(losses, "_check_logits", lambda *_: None)
     monkeypatch.setattr(F, "one_hot", lambda y, n: torch.zeros(len(y), n, dtype=torch.int64).scatter(1, y[:, None], 1))
-    run = training.Run(make(tmp_path, method, optimizer={"clip_norm": clip_norm}))
-    run.start()
-    run.set_up()
-    run.train_step(0)  # the draws of an epoch, which come with its first step, may wait
-    with Waits() as waits:
-        for _ in range(PER_EPOCH - 1):
-            run.sums += run.train_step(0)
-        assert waits.seen == []
-        float(run.sums[0])
-        assert waits.seen == ["_local_scalar_dense"]  # it would have been noted
+    with built(make(tmp_path, method, optimizer={"clip_norm": clip_norm})) as loop:
+        loop.train_step(0)  # the draws of an epoch, which come with its first step, may wait
+        loop.step = 1
+        with Waits() as waits:
+            while loop.step < PER_EPOCH:
+                loop.watch.add(loop.step, loop.train_step(0))
+                loop.step += 1
+            assert waits.seen == []
+            float(loop.watch.sums[0])
+            assert waits.seen == ["_local_scalar_dense"]  # it would have been noted
 
 
 def test_a_compiled_network_trains_as_an_eager_one(whole, make, tmp_path):
@@ -906,10 +959,8 @@ def test_features_are_taken_from_a_compiled_network_too(make, tmp_path):
 
 
 def test_compiling_is_left_where_it_would_not_pay(make, tmp_path):
-    run = training.Run(make(tmp_path))
-    run.start()
-    run.set_up()
-    assert run.compiled is None and run.model is run.network
+    with built(make(tmp_path)) as loop:
+        assert loop.compiled is None and loop.model is loop.network
 
 
 def test_a_device_that_is_not_there_is_refused(make, tmp_path):
@@ -947,6 +998,6 @@ def test_a_run_in_bf16_leaves_the_next_one_its_own_precision(whole, make, tmp_pa
 def test_a_model_that_does_not_take_the_image_size_is_refused_before_anything_is_written(tmp_path):
     settings = {"data": {"size": 16, "count": 64}, "model": {"name": "torchvision:alexnet"}}
     wrong = psd.config.recipe("shapes", **settings, run={"output": str(tmp_path), "progress": False})
-    with pytest.raises(ValueError, match=r"model\.name 'torchvision:alexnet' does not take images of 16 x 16 pixels"):
+    with pytest.raises(ValueError, match=r"model 'torchvision:alexnet' does not take images of 16 x 16 pixels"):
         psd.train(wrong)
     assert not list(tmp_path.iterdir())
