@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from psd.calibration import Temperature
     from psd.reporting import plots
     from psd.reporting.tables import report
+    from psd.tasks import Metrics
     from psd.training import config
     from psd.training.checkpoints import load_model
     from psd.training.config import Config
-    from psd.training.evaluation import Metrics, calibrate, evaluate
+    from psd.training.evaluation import calibrate, evaluate
     from psd.training.fit import train
     from psd.training.records import Record
 
@@ -34,7 +35,7 @@ _LAZY = {
     "Config": "psd.training.config",
     "Temperature": "psd.calibration",
     "calibrate": "psd.training.evaluation",
-    "Metrics": "psd.training.evaluation",
+    "Metrics": "psd.tasks",
     "evaluate": "psd.training.evaluation",
     "Record": "psd.training.records",
     "load_model": "psd.training.checkpoints",

@@ -144,9 +144,3 @@ def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return z ^ (z >> 31)
-
-
-def labels_of(dataset: Any) -> Tensor:
-    """stub"""
-    targets = getattr(dataset, "targets", None)
-    return _labels(targets if targets is not None else [item[1] for item in dataset])

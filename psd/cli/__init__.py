@@ -162,6 +162,7 @@ def _save_details(tables: list[list[Path]]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from psd.data.loaders import measured
     from psd.training.checkpoints import load_model
     from psd.training.evaluation import evaluate
     from psd.training.fit import load_data
@@ -178,7 +179,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{data.name} now has {len(test.classes)} classes, the network of {folder} knows {model.num_classes}; "
             "give the data that it was trained on"
         )
-    _print_final(evaluate(model, test))
+    _print_final(evaluate(model, measured(test, crop_size=data.crop_size, workers=data.workers)))
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -32,6 +32,19 @@ class Metric(NamedTuple):
     digits: int
 
 
+class Metrics(dict[str, Any]):
+    """A task's figures by name: `metrics["top1"]` is also `metrics.top1`. `Metric` tells their units.
+
+    >>> Metrics(top1=50.0).top1
+    50.0
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no figure {name!r}; there are {', '.join(self)}")
+
+
 class Meter(Protocol):
     """What a task makes of a data set's outputs, batch by batch."""
 
@@ -41,7 +54,7 @@ class Meter(Protocol):
     def merge(self, other: Any) -> None:
         """Take in what another process's meter of the same kind has seen, of the rows after this one's."""
 
-    def compute(self, tune: Any = None) -> dict[str, float | int | None]:
+    def compute(self, tune: Any = None) -> Metrics:
         """The figures by name, the first of `Task.metrics` among them, and `n_test`, the number of images.
 
         tune: a meter of images that were neither trained on nor are in this one, on which whatever a task fits

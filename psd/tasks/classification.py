@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from psd.calibration import fit_temperature
 from psd.checks import Refused
 from psd.methods import Method
-from psd.tasks import Metric
+from psd.tasks import Metric, Metrics
 
 ECE_BINS = 15
 
@@ -80,18 +80,18 @@ class LogitsMeter:
         """int64 (N,)."""
         return torch.cat(self._targets)
 
-    def compute(self, tune: LogitsMeter | None = None) -> dict[str, float | int | None]:
+    def compute(self, tune: LogitsMeter | None = None) -> Metrics:
         logits, targets = self.logits, self.targets
         found = measure(logits, targets)
         if tune is not None:
             temperature = fit_temperature(tune.logits, tune.targets)
             scaled = measure(temperature(logits), targets)
             found["temperature"] = temperature.value
-            found |= {f"{key}_scaled": scaled[key] for key in ("nll", "ece", "overconfidence")}
+            found.update({f"{key}_scaled": scaled[key] for key in ("nll", "ece", "overconfidence")})
         return found
 
 
-def measure(logits: Tensor, targets: Tensor) -> dict[str, float | int | None]:
+def measure(logits: Tensor, targets: Tensor) -> Metrics:
     """Figures of logits (N, C) against labels (N,); ValueError for a label that is none of the C classes."""
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
@@ -108,14 +108,14 @@ def measure(logits: Tensor, targets: Tensor) -> dict[str, float | int | None]:
 
     probabilities = logits.softmax(dim=1)
     ece = multiclass_calibration_error(probabilities, targets, classes, n_bins=ECE_BINS, norm="l1")
-    return {
-        "top1": accuracy(1),
-        "top5": accuracy(5) if classes > 5 else None,
-        "nll": float(F.cross_entropy(logits, targets)),
-        "ece": float(ece),
-        "overconfidence": float(probabilities.amax(dim=1).double().mean()) - accuracy(1) / 100,
-        "n_test": len(targets),
-    }
+    return Metrics(
+        top1=accuracy(1),
+        top5=accuracy(5) if classes > 5 else None,
+        nll=float(F.cross_entropy(logits, targets)),
+        ece=float(ece),
+        overconfidence=float(probabilities.amax(dim=1).double().mean()) - accuracy(1) / 100,
+        n_test=len(targets),
+    )
 
 
 TASK = Classification()

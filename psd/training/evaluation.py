@@ -13,23 +13,10 @@ from psd import tasks
 from psd.calibration import Temperature, fit_temperature
 from psd.checks import Refused
 from psd.data.loaders import Measured, measured
-from psd.tasks import Meter, Task
+from psd.tasks import Meter, Metrics, Task
 
 if TYPE_CHECKING:
     from psd.tasks.classification import LogitsMeter
-
-
-class Metrics(dict[str, Any]):
-    """A task's figures by name: `metrics["top1"]` is also `metrics.top1`. `psd.tasks` tells their units.
-
-    >>> Metrics(top1=50.0).top1
-    50.0
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(f"no figure {name!r}; there are {', '.join(self)}")
 
 
 def evaluate(model: nn.Module, data: Any, batch_size: int = 500, task: str | Task = "classification") -> Metrics:
@@ -47,7 +34,7 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, task: str | Tas
     >>> metrics.n_test
     32
     """
-    return Metrics(meter(model, measured(_data_set(data)), _task(task), batch_size).compute())
+    return meter(model, measured(_data_set(data)), _task(task), batch_size).compute()
 
 
 def calibrate(model: nn.Module, data: Any, batch_size: int = 500) -> Temperature:
@@ -85,9 +72,10 @@ def meter(
     """
     seen = task.meter(len(data.classes))
     rows = range(len(data)) if rows is None else rows
-    for z, start in _outputs(model, data, rows, batch_size, logits or task.logits):
-        chosen = rows[start : start + len(z)]
-        seen.update(z, data.targets[chosen.start : chosen.stop : chosen.step].to(z.device))
+    with evaluating(model):
+        for z, start in _outputs(model, data, rows, batch_size, logits or task.logits):
+            chosen = rows[start : start + len(z)]
+            seen.update(z, data.targets[chosen.start : chosen.stop : chosen.step])
     return seen
 
 
@@ -108,8 +96,9 @@ def predict(model: nn.Module, data: Any, batch_size: int = 500, rows: range | No
     rows = range(len(images)) if rows is None else rows
     if not rows or rows.step < 0 or rows[0] < 0 or rows[-1] >= len(images):
         raise Refused(f"rows must be an ascending range of the images 0 ... {len(images) - 1}, got {rows}")
-    found = [z.float() for z, _ in _outputs(model, images, rows, batch_size, tasks.find("classification").logits)]
-    return torch.cat(found).cpu()
+    logits = tasks.find("classification").logits
+    with evaluating(model):
+        return torch.cat([z.float() for z, _ in _outputs(model, images, rows, batch_size, logits)]).cpu()
 
 
 def _outputs(
@@ -119,12 +108,10 @@ def _outputs(
     if batch_size < 1:
         raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
     device = next(model.parameters()).device
-    with evaluating(model):
-        before = 0
-        for x in data.batches(rows, batch_size, device):
-            z = logits(model(x))
-            yield z, before
-            before += len(x)
+    before = 0
+    for x in data.batches(rows, batch_size, device):
+        yield logits(model(x)), before
+        before += len(x)
 
 
 @contextmanager

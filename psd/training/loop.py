@@ -226,7 +226,7 @@ class Loop:
         """The test's figures, in fp32 as by `psd.evaluate`; the last step may leave weights of which no loss tells."""
         self.place.processes.share_buffers(self.network)
         tune = self._meter(self.tune) if last and self.tune is not None else None
-        found = self._meter(self.test).compute(tune)
+        found = dict(self._meter(self.test).compute(tune))  # plain, as a checkpoint holds it
         ruined = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
         if ruined:
             raise Diverged(f"{ruined[0]} of the test is NaN or infinite after epoch {epoch + 1}. {REMEDY}")

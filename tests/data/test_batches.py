@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from psd.data.batches import Batches, Share, normalised
+from psd.data.batches import Batches, InMemory, Share
 from psd.data.images import ImageData
 from psd.methods import NEEDS, Batch
 
@@ -33,6 +33,11 @@ def some(count: int = 30, targets: Tensor | None = None) -> ImageData:
 def batches(data: ImageData | None = None, **options) -> Batches:
     options = {"batch_size": 7, "seed": 0, **options}
     return Batches(some() if data is None else data, **options)
+
+
+def plain(data: ImageData, rows: range) -> Tensor:
+    """Images as an evaluation sees them."""
+    return next(InMemory(data).batches(rows, len(rows), "cpu"))
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -230,12 +235,12 @@ def test_every_window_is_drawn_equally_often():
 
 def test_half_of_the_images_are_flipped():
     made = batches(batch_size=30, crop_padding=0)
-    plain = pixels(normalised(some(), slice(0, 30), "cpu"))
+    whole = pixels(plain(some(), range(0, 30)))
     flipped = 0
     for step in range(100):
         for x, i in zip(pixels(made[step].x), made[step].index.tolist(), strict=True):
-            mirrored = torch.equal(x, plain[i].flip(2))
-            assert mirrored or torch.equal(x, plain[i])
+            mirrored = torch.equal(x, whole[i].flip(2))
+            assert mirrored or torch.equal(x, whole[i])
             flipped += mirrored
     assert abs(flipped - 1500) < 5 * 750**0.5  # five standard deviations of 3,000 draws
 
@@ -243,7 +248,7 @@ def test_half_of_the_images_are_flipped():
 def test_without_augmentation_a_batch_is_what_evaluation_sees():
     data = some()
     batch = batches(crop_padding=0, flip=False)[2]
-    torch.testing.assert_close(batch.x, normalised(data, slice(0, 30), "cpu")[batch.index], atol=1e-6, rtol=0)
+    torch.testing.assert_close(batch.x, plain(data, range(0, 30))[batch.index], atol=1e-6, rtol=0)
 
 
 def test_augmentation_is_the_data_s_own_where_it_is_not_given():
@@ -252,7 +257,7 @@ def test_augmentation_is_the_data_s_own_where_it_is_not_given():
 
 
 def test_normalised_subtracts_the_mean_and_divides_by_the_deviation():
-    x = normalised(some(), slice(3, 5), "cpu")
+    x = plain(some(), range(3, 5))
     for i in (0, 1):
         for channel, value in enumerate((4 + i, 3, 6)):  # red: the image, green: row 2, blue: column 5
             expected = (value / 255 - MEAN[channel]) / STD[channel]
@@ -272,7 +277,7 @@ def test_batches_are_channels_last_float32(what):
 
 
 def test_normalised_images_are_channels_last_float32():
-    x = normalised(some(), slice(0, 9), "cpu")
+    x = plain(some(), range(0, 9))
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
 
 
@@ -337,7 +342,7 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
 
 
 def test_an_unknown_need_is_refused():
-    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, view, previous, raw"):
+    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, other, view, previous, raw"):
         batches(needs=("partners",))
 
 

@@ -438,9 +438,7 @@ def test_auto_refuses_its_checkpoints_of_another_configuration(make, tmp_path):
 
 def test_auto_refuses_a_finished_run_of_another_configuration(make, whole, tmp_path):
     copy(whole("patch_swap"), tmp_path)
-    with pytest.raises(
-        ValueError, match=r"s0\.json is the record of a run with other settings: optimizer\.lr: 0"
-    ):
+    with pytest.raises(ValueError, match=r"s0\.json is the record of a run with other settings: optimizer\.lr: 0"):
         psd.train(make(tmp_path, evaluate_every=2, optimizer={"lr": 0.3}, resume="auto"))
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,12 @@ from torch import Tensor
 
 import psd
 from psd import methods
-from psd.data.batches import Share
-from psd.training import fit as training
+from psd.data.batches import Batches, Share
+from psd.seeding import seed_for
+from psd.training import watch
+from psd.training.callbacks import MetricsLog
 from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
-from psd.training.fit import Interrupted
-from psd.training.logs import MetricsLog
+from psd.training.loop import Interrupted
 from psd.training.processes import Processes, Termination
 
 STEPS, BATCH = 5, 16
@@ -130,7 +132,7 @@ def test_two_processes_give_the_weights_of_one(alone_and_two):
     a, b = weights(alone), weights(two)
     assert a.keys() == b.keys()
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-5
-    torch.manual_seed(training.seed_for(0, "weights"))
+    torch.manual_seed(seed_for(0, "weights"))
     fresh = psd.models.build(NETWORK, DATA["classes"]).state_dict()
     assert max(float((a[key] - fresh[key]).abs().max()) for key in a) > 1e-2  # there was something to agree on
 
@@ -139,7 +141,7 @@ def test_two_processes_report_the_losses_and_metrics_of_one(alone_and_two):
     a, b = (record(run) for run in alone_and_two[:2])
     for key in ("loss", "cross_entropy", "distillation", "train_top1"):
         assert b["epochs"][0][key] == pytest.approx(a["epochs"][0][key], abs=1e-4)
-    assert b["final"] == pytest.approx(a["final"], abs=1e-4)
+    assert b["final"] == pytest.approx(a["final"], abs=1e-4, rel=1e-5)
     assert b["image_passes"] == a["image_passes"]
     assert b["device"] == f"2 x {a['device']}"
 
@@ -179,17 +181,7 @@ class Two:
 @pytest.mark.parametrize("n", [1, 2, 5, 8, 9])
 def test_the_rows_of_all_processes_are_all_rows(n):
     shares = [Processes(Two(rank)).rows(n) for rank in range(2)]
-    assert {row for rows in shares for row in rows} == set(range(n))
-    assert len({len(rows) for rows in shares}) == 1  # what is gathered must be of one size
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8, 9])
-def test_rows_that_overlap_are_joined_once(n):
-    parts = [Processes(Two(rank)).rows(n) for rank in range(2)]
-    accelerator = Two(0)
-    accelerator.device = "cpu"
-    accelerator.gather = lambda part: torch.cat([torch.tensor(list(rows)) for rows in parts])
-    assert Processes(accelerator).joined(torch.tensor(list(parts[0])), n).tolist() == list(range(n))
+    assert [row for rows in shares for row in rows] == list(range(n))
 
 
 # --- parts of a batch, one after another
@@ -220,7 +212,7 @@ def test_no_anchor_comes_twice_in_an_epoch_over_all_processes():
     seen = []
     data = psd.data.load("shapes", count=75, classes=4, size=16)
     for rank in range(2):
-        batches = training.Batches(data, BATCH, 0, share=Share(rank, 2, 2))
+        batches = Batches(data, BATCH, 0, share=Share(rank, 2, 2))
         seen += [batches.get(step, turn).index for step in range(batches.steps_per_epoch) for turn in range(2)]
     anchors = torch.cat(seen)
     assert len(anchors) == len(anchors.unique()) == 75 // BATCH * BATCH  # the last incomplete batch alone is dropped
@@ -229,7 +221,7 @@ def test_no_anchor_comes_twice_in_an_epoch_over_all_processes():
 # --- SIGTERM
 
 
-def sent_at(step: int, monkeypatch: pytest.MonkeyPatch, source: type = training.Batches) -> None:
+def sent_at(step: int, monkeypatch: pytest.MonkeyPatch, source: type = Batches) -> None:
     """SIGTERM reaches this process while it makes the batch of a step."""
     get = source.get
 
@@ -341,7 +333,7 @@ def test_a_killed_worker_ends_the_job_and_what_it_had_kept_goes_on(tmp_path):
 
 
 def test_metrics_hold_every_epoch_and_the_looks_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    monkeypatch.setattr(watch, "LOOK_EVERY", 2)
     run = config(tmp_path, model="resnet8", epochs=2, evaluate_every=2)
     made = psd.train(run)
     lines = noted(run)
@@ -351,18 +343,25 @@ def test_metrics_hold_every_epoch_and_the_looks_between(tmp_path, monkeypatch):
     assert all(line["images_per_second"] > 0 for line in lines if line not in whole)
 
 
+def begun(folder: Path, step: int) -> MetricsLog:
+    """The log of a run that goes on at a step."""
+    log = MetricsLog(folder)
+    log.begin(SimpleNamespace(step=step))
+    return log
+
+
 def test_lines_after_the_step_where_a_run_goes_on_are_dropped(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = begun(tmp_path, 0)
     for step in (5, 10, 15):
         log.add(step, {"loss": 1.0})
     log.path.write_text(log.path.read_text() + '{"step": 2')  # a process was killed while it wrote
-    MetricsLog(tmp_path, 10).add(12, {"loss": 0.5})
+    begun(tmp_path, 10).add(12, {"loss": 0.5})
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [5, 10, 12]
 
 
 def test_a_new_run_drops_the_lines_of_an_older_one_when_it_has_its_own(tmp_path):
-    MetricsLog(tmp_path, 0).add(5, {"loss": 1.0})
-    log = MetricsLog(tmp_path, 0)
+    begun(tmp_path, 0).add(5, {"loss": 1.0})
+    log = begun(tmp_path, 0)
     assert len(log.path.read_text().splitlines()) == 1
     log.add(3, {"loss": 2.0})
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [3]

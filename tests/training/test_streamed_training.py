@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -70,11 +69,10 @@ def test_the_record_tells_of_whole_epochs_of_pairs(trained):
 
 
 def test_the_network_is_measured_on_centre_crops_of_the_trained_size(trained):
-    _, test = load_data(trained.data)
-    assert isinstance(test, CentreCrops) and test.crop_size == SIZE
+    test = CentreCrops(load_data(trained.data)[1], SIZE)
     measured = psd.evaluate(psd.load_model(Path(trained.run.output) / trained.name), test)
     record = json.loads((Path(trained.run.output) / f"{trained.name}.json").read_text())
-    assert record["final"] == pytest.approx(dataclasses.asdict(measured), abs=1e-5)
+    assert record["final"] == pytest.approx(measured, abs=1e-5)
 
 
 def test_the_number_of_workers_changes_no_bit(trained, root, tmp_path):
@@ -87,7 +85,8 @@ def test_the_number_of_workers_changes_no_bit(trained, root, tmp_path):
 def test_a_run_goes_on_inside_its_epoch_to_the_same_bits(trained, root, tmp_path, monkeypatch):
     from test_processes import sent_at  # as for images in memory
 
-    from psd.training.fit import Interrupted, Stream
+    from psd.data.stream import Stream
+    from psd.training.loop import Interrupted
 
     run = config(root, tmp_path, evaluate_every=1, resume="auto")
     with monkeypatch.context() as patch:
