@@ -56,8 +56,8 @@ class Method:
     """Base of all methods.
 
     needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the batch
-        before, augmented anew) and "raw" (the pairs before augmentation): what the batch must hold. Sample indices are
-        always there.
+        before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another class): what the
+        batch must hold. Sample indices are always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
     """
 
