@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from psd.losses import LossTerms, SelfDistillationLoss
-from psd.pairs import ClassPairs, same_class_partner
+from psd.pairs import ClassPairs, PairedBatchSampler, same_class_partner
 from psd.swap import PatchSwap, patch_swap
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "Config",
     "LossTerms",
     "Metrics",
+    "PairedBatchSampler",
     "PatchSwap",
     "Record",
     "SelfDistillationLoss",

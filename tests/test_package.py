@@ -15,7 +15,7 @@ import psd
 FOLDER = Path(psd.__file__).parent
 METHOD = {
     "swap": ("patch_swap", "patch_mask", "PatchSwap"),
-    "pairs": ("ClassPairs", "same_class_partner"),
+    "pairs": ("ClassPairs", "PairedBatchSampler", "same_class_partner"),
     "losses": ("SelfDistillationLoss", "LossTerms"),
 }
 HEAVY = ("torchvision", "accelerate", "matplotlib", "seaborn", "torchmetrics", "jsonargparse", "safetensors", "timm")

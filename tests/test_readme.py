@@ -91,12 +91,21 @@ def test_every_make_target_it_names_exists():
 
 
 def test_the_five_lines_run_and_train_a_network():
-    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    code, _ = (block for kind, block in BLOCKS if kind == "python")
     model = psd.models.build("resnet8", 4)
     values = {"psd": psd, "torch": torch, "model": model, "x": torch.rand(8, 3, 32, 32), "y": torch.arange(8) % 4}
     exec(code, values)
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert len([line for line in code.splitlines() if line]) == 4
+
+
+def test_the_loader_it_shows_brings_a_partner_for_every_image():
+    _, code = (block for kind, block in BLOCKS if kind == "python")
+    values = {"psd": psd, "torch": torch, "dataset": list(enumerate(i % 100 for i in range(600)))}
+    exec(code, values)
+    labels = [y for _, y in values["loader"]]
+    assert [len(y) for y in labels] == [256, 256]
+    assert all((psd.same_class_partner(y) != torch.arange(256)).all() for y in labels)
 
 
 def test_its_picture_is_the_one_of_the_first_notebook():

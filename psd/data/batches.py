@@ -18,7 +18,7 @@ from psd.checks import Refused, refusing
 from psd.data.images import ImageData
 from psd.data.normalisation import Normalisation
 from psd.methods import NEEDS, Batch, RawPair
-from psd.pairs import ClassPairs, same_class_partner
+from psd.pairs import ClassPairs, epoch_partners, other_class_partner
 from psd.seeding import generator_for
 
 
@@ -72,7 +72,7 @@ class Batches:
         data: the training images.
         batch_size: anchors per step.
         seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
-        needs: which of "partner", "view", "previous", "raw" (with "partner") to provide.
+        needs: which of "partner", "view", "previous", "raw" (with "partner"), "other" to provide.
         crop_padding: pixels of black border of which a random window is cut; the data's own if None.
         flip: mirror half of the images; the data's own if None.
         device: where the images live and the batches are made.
@@ -81,7 +81,7 @@ class Batches:
 
     Raises:
         ValueError: a batch larger than the data or not divisible into the parts, unknown needs, and what
-            `ClassPairs` refuses where a method needs partners.
+            `ClassPairs` refuses where a method needs partners, or a single class where it needs others.
     """
 
     def __init__(
@@ -100,6 +100,9 @@ class Batches:
         if "partner" in needs:
             with refusing():
                 ClassPairs(data, data.targets)  # refuses classes without a partner
+        if "other" in needs:
+            with refusing():
+                other_class_partner(data.targets, torch.Generator(data.targets.device))  # refuses a single class
         self.padding = data.crop_padding if crop_padding is None else crop_padding
         self.flip = data.flip if flip is None else flip
         if self.padding < 0:
@@ -114,7 +117,7 @@ class Batches:
         self._pixels = self._padded_pixels(images)
         self._raw = images if "raw" in self.needs else None
         self._normalise = normalisation or Normalisation(data.mean, data.std)
-        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(
+        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=10)(
             self._draw_epoch
         )  # this epoch's and the one before, for every role
 
@@ -132,6 +135,9 @@ class Batches:
             batch.partner = self._images("partner", epoch, partners, rows)
             if self._raw is not None:
                 batch.raw = RawPair(self._raw[anchors], self._raw[partners], partial(self._augment, epoch, rows))
+        if "other" in self.needs:
+            others = self._draw("others", epoch)[anchors]
+            batch.other, batch.other_y = self._images("other", epoch, others, rows), self.targets[others]
         if "view" in self.needs:
             batch.view = self._images("view", epoch, anchors, rows)
         if "previous" in self.needs and step > 0:
@@ -151,12 +157,14 @@ class Batches:
 
     def _draw_epoch(self, what: str, epoch: int) -> Tensor:
         """One epoch's draw of one kind: int64, (M,) or, for crops, (M, 3) with top, left and mirrored or not."""
+        if what == "partners":
+            return epoch_partners(self.targets, self.seed, epoch, self.device)
         generator = generator_for(self.seed, what, epoch, device=self.device)
         m = len(self.targets)
         if what == "order":
             return torch.randperm(m, generator=generator, device=self.device)
-        if what == "partners":
-            return same_class_partner(self.targets, generator)
+        if what == "others":
+            return other_class_partner(self.targets, generator)
         corner = torch.randint(2 * self.padding + 1, (m, 2), generator=generator, device=self.device)
         mirrored = torch.randint(2, (m, 1), generator=generator, device=self.device) * self.flip
         return torch.cat([corner, mirrored], dim=1)

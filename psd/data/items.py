@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from psd.checks import Refused
+from psd.checks import Refused, refusing
 from psd.data.decoding import Item, is_end_of_worker, make_loader, shut_down, worker_count, worker_error
 from psd.data.normalisation import Normalisation
 from psd.pairs import labels_of
 
-IMAGE_COLUMNS = ("image", "img", "pixel_values")  # of data sets whose items are mappings, as Hugging Face's are
+IMAGE_COLUMNS = ("pixel_values", "image", "img")  # of data sets whose items are mappings, as Hugging Face's are
 
 
 class Items(torch.utils.data.Dataset[Any]):
@@ -66,7 +66,8 @@ class MeasuredItems:
 
     def __init__(self, dataset: Any, normalisation: Normalisation, workers: int | None = 0) -> None:
         self._items, self._normalise, self._workers = Items(dataset), normalisation, worker_count(workers)
-        self.targets = labels_of(dataset)
+        with refusing():
+            self.targets = labels_of(dataset)
         self.classes = class_names(dataset, self.targets)
 
     def __len__(self) -> int:

@@ -34,7 +34,7 @@ from psd.data.folder import MEAN, STD
 from psd.data.items import Items, class_names, ready
 from psd.data.normalisation import Normalisation
 from psd.methods import Batch
-from psd.pairs import ClassPairs, labels_of, same_class_partner
+from psd.pairs import ClassPairs, epoch_partners, labels_of, other_class_partner
 from psd.seeding import generator_for, seed_for
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Stream:
             set of (image, target), whose own transform then does what crop_size, crop_scale and flip do here.
         batch_size: anchors per step, over all shares.
         seed: any integer; two methods with one seed see the same anchors, partners and crops in the same order.
-        needs: which of "partner", "view", "previous" to provide.
+        needs: which of "partner", "view", "previous", "other" to provide.
         crop_size: side of the images in pixels.
         crop_scale: smallest part of an image's area that a window may have, in (0, 1]; the largest is 1.
         flip: mirror half of the images.
@@ -118,10 +118,14 @@ class Stream:
             )
         if not 0 < crop_scale <= 1:
             raise Refused(f"data.crop_scale must lie above 0 and at most at 1, got {crop_scale}")
-        self.targets = labels_of(data)
+        with refusing():
+            self.targets = labels_of(data)
         if "partner" in needs:
             with refusing():
                 ClassPairs(data, self.targets)  # refuses classes without a partner
+        if "other" in needs:
+            with refusing():
+                other_class_partner(self.targets, torch.Generator())  # refuses a single class
         self.batch_size, self.seed, self.needs, self.share = batch_size, seed, frozenset(needs), share
         self.device, self.workers, self.skip_corrupt = torch.device(device), worker_count(workers), skip_corrupt
         self.classes = class_names(data, self.targets)
@@ -169,6 +173,9 @@ class Stream:
         of_role = {part.role: part for part in parts}
         made = batch("anchor", of_role["anchor"].index)
         made.partner, made.view = x.get("partner"), x.get("view")
+        if "other" in of_role:
+            others = batch("other", of_role["other"].index)
+            made.other, made.other_y = others.x, others.y
         if "previous" in of_role:
             made.previous = batch("previous", of_role["previous"].index)
         return made
@@ -324,8 +331,8 @@ class _Plan:
         self.needs, self.share = needs, share
         self.steps_per_epoch = len(files) // batch_size
         self.start = (0, 0)  # where the next iteration begins
-        # This epoch's, the one before and the one that is decoded ahead, for both draws.
-        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=8)(self._draw_epoch)
+        # This epoch's, the one before and the one that is decoded ahead, for all three draws.
+        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=9)(self._draw_epoch)
 
     def __iter__(self) -> Iterator[list[Item]]:
         position = self.start
@@ -341,6 +348,9 @@ class _Plan:
         if "partner" in self.needs:
             partners = self._draw("partners", anchors.epoch)[anchors.index]
             made.append(replace(anchors, role="partner", index=partners))
+        if "other" in self.needs:
+            others = self._draw("others", anchors.epoch)[anchors.index]
+            made.append(replace(anchors, role="other", index=others))
         if "view" in self.needs:
             made.append(replace(anchors, role="view"))
         if "previous" in self.needs and step > 0:
@@ -366,11 +376,13 @@ class _Plan:
         return _Part(role, epoch, first + rows.start, index)
 
     def _draw_epoch(self, what: str, epoch: int) -> Tensor:
-        """One epoch's order or partners, as `Batches` draws them: int64 (M,)."""
+        """One epoch's order, partners or others, as `Batches` draws them: int64 (M,)."""
+        if what == "partners":
+            return epoch_partners(self.targets, self.seed, epoch)
         generator = generator_for(self.seed, what, epoch)
         if what == "order":
             return torch.randperm(len(self.targets), generator=generator)
-        return same_class_partner(self.targets, generator)
+        return other_class_partner(self.targets, generator)
 
 
 def _after(position: tuple[int, int], share: Share) -> tuple[int, int]:

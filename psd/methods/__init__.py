@@ -22,7 +22,7 @@ from psd import swap  # not its names: `patch_swap` is a method's module here
 from psd.checks import Refused, did_you_mean, refusing
 from psd.losses import LossTerms
 
-NEEDS = ("partner", "other", "view", "previous", "raw")
+NEEDS = ("partner", "view", "previous", "raw", "other")
 
 
 @dataclass
@@ -98,8 +98,8 @@ class Step:
 class Method:
     """Base of all methods.
 
-    needs: of "partner" (another image of each anchor's class), "other" (an image of another class), "view" (a second
-        augmentation), "previous" (the batch before, augmented anew) and "raw" (the pairs before augmentation): what the
+    needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the batch
+        before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another class): what the
         batch must hold. Sample indices are always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
     """

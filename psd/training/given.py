@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from psd import tasks
-from psd.checks import Refused
+from psd.checks import Refused, refusing
 from psd.data.items import class_names
 from psd.methods import Method
 from psd.pairs import labels_of
@@ -62,8 +62,9 @@ class Given:
         self.optimizer = _optimizer(optimizer)
         self.schedule = _schedule(schedule, self.optimizer)
         self.loading = loading or {}
-        self.labels = labels_of(train)
-        known = self.labels if test is None else torch.cat([self.labels, labels_of(test)])
+        with refusing():
+            self.labels = labels_of(train)
+            known = self.labels if test is None else torch.cat([self.labels, labels_of(test)])
         self.classes = len(class_names(train, known))
         self.data = name or getattr(train, "name", None) or type(train).__name__
         variant = f"-{self.run.variant}" if self.run.variant else ""

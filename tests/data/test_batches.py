@@ -63,7 +63,7 @@ def offsets(x: Tensor) -> list[tuple[int, int]]:
 
 def parts(batch: Batch) -> list[Tensor]:
     """Every tensor of a batch."""
-    own = [batch.x, batch.y, batch.index, batch.partner, batch.view]
+    own = [batch.x, batch.y, batch.index, batch.partner, batch.view, batch.other, batch.other_y]
     return [part for part in own if part is not None] + (parts(batch.previous) if batch.previous else [])
 
 
@@ -144,6 +144,7 @@ def test_partners_do_not_depend_on_what_else_is_needed():
 def test_what_is_not_needed_is_none():
     batch = batches()[5]
     assert batch.partner is None and batch.view is None and batch.previous is None
+    assert batch.other is None and batch.other_y is None
 
 
 # --- partners, views and the batch before
@@ -176,6 +177,35 @@ def test_every_image_of_the_class_becomes_a_partner():
 def test_a_partner_is_cropped_on_its_own():
     batch = batches(batch_size=30, needs=("partner",), flip=False)[0]
     assert offsets(batch.partner) != offsets(batch.x)
+
+
+def test_an_other_is_an_image_of_another_class_with_its_label():
+    data, made = some(), batches(needs=("other",))
+    for step in range(3 * made.steps_per_epoch):
+        batch = made[step]
+        assert torch.equal(data.targets[numbers(batch.other)], batch.other_y)
+        assert (batch.other_y != batch.y).all()
+
+
+def test_others_are_a_function_of_seed_and_epoch_drawn_apart_from_partners():
+    made, again = batches(batch_size=30, needs=("other",)), batches(batch_size=30, needs=NEEDS)
+    assert [numbers(made[step].other) for step in (1, 0)] == [numbers(again[step].other) for step in (1, 0)]
+    of_index = [torch.tensor(numbers(made[step].other))[made[step].index.argsort()] for step in range(2)]
+    assert not torch.equal(*of_index)
+
+
+def test_an_other_is_cropped_on_its_own():
+    batch = batches(batch_size=30, needs=("other", "partner"), flip=False)[0]
+    assert offsets(batch.other) not in (offsets(batch.x), offsets(batch.partner))
+
+
+def test_a_single_class_is_refused_where_others_are_needed():
+    alike = some(targets=torch.full((30,), 3))
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="all of one class, 3"):
+        batches(alike, needs=("other",))
+    batches(needs=("other",))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_view_shows_the_anchors():
@@ -270,7 +300,7 @@ def test_images_need_not_be_square():
     assert torch.equal((batches(data, batch_size=2)[0].x * 255).round().to(torch.uint8), images[:2])
 
 
-@pytest.mark.parametrize("what", ["x", "partner", "view"])
+@pytest.mark.parametrize("what", ["x", "partner", "view", "other"])
 def test_batches_are_channels_last_float32(what):
     x = getattr(batches(needs=NEEDS)[1], what)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
@@ -342,7 +372,7 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
 
 
 def test_an_unknown_need_is_refused():
-    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, other, view, previous, raw"):
+    with pytest.raises(ValueError, match=r"\['partners'\] are unknown; known are partner, view, previous, raw, other"):
         batches(needs=("partners",))
 
 

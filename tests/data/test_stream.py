@@ -82,7 +82,7 @@ def numbers(x: Tensor) -> list[int]:
 
 def parts(batch: Batch) -> list[Tensor]:
     """Every tensor of a batch."""
-    own = [batch.x, batch.y, batch.index, batch.partner, batch.view]
+    own = [batch.x, batch.y, batch.index, batch.partner, batch.view, batch.other, batch.other_y]
     return [part for part in own if part is not None] + (parts(batch.previous) if batch.previous else [])
 
 
@@ -106,7 +106,7 @@ def workers_of(make) -> tuple[object, set]:
 # --- order, partners, labels
 
 
-def test_order_and_partners_are_those_of_the_batches_in_memory(data):
+def test_order_partners_and_others_are_those_of_the_batches_in_memory(data):
     images = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 4, 4).contiguous()
     in_memory = ImageData(images, torch.tensor(data.targets), tuple("abc"), "some", (0.0,) * 3, (1.0,) * 3, 0, False)
     batches = Batches(in_memory, 6, 5, NEEDS)
@@ -116,6 +116,8 @@ def test_order_and_partners_are_those_of_the_batches_in_memory(data):
         expected, got = batches[step], from_files[step]
         assert torch.equal(got.index, expected.index) and torch.equal(got.y, expected.y)
         assert numbers(got.partner) == (expected.partner[:, 0, 0, 0] * 255).round().long().tolist()
+        assert numbers(got.other) == (expected.other[:, 0, 0, 0] * 255).round().long().tolist()
+        assert torch.equal(got.other_y, expected.other_y)
 
 
 def test_images_and_labels_are_those_of_the_index(data):
@@ -178,6 +180,19 @@ def test_a_partner_is_another_image_of_the_same_class(data):
         partners = numbers(batch.partner)
         assert [data.targets[i] for i in partners] == batch.y.tolist()
         assert all(partner != anchor for partner, anchor in zip(partners, batch.index.tolist(), strict=True))
+
+
+def test_an_other_is_an_image_of_another_class_with_its_label(data):
+    made = stream(data, needs=("other",))
+    for step in range(8):
+        batch = made[step]
+        assert [data.targets[i] for i in numbers(batch.other)] == batch.other_y.tolist()
+        assert (batch.other_y != batch.y).all()
+
+
+def test_a_single_class_is_refused_where_others_are_needed(tmp_path):
+    with pytest.raises(ValueError, match="all of one class, 0"):
+        stream(folder_of(tmp_path, {"a": 3}), batch_size=2, needs=("other",))
 
 
 def test_a_view_shows_the_anchors_in_crops_of_its_own(data):
@@ -318,7 +333,7 @@ def test_images_are_normalised_exactly(tmp_path):
     assert x[0, 0, 0, 0].item() == pytest.approx((200 / 255 - 0.485) / 0.229, abs=1e-6)
 
 
-@pytest.mark.parametrize("what", ["x", "partner", "view"])
+@pytest.mark.parametrize("what", ["x", "partner", "view", "other"])
 def test_batches_are_channels_last_float32(expected, what):
     x = getattr(expected[1], what)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
@@ -430,6 +445,8 @@ def test_a_damaged_file_is_replaced_by_its_class_and_counted(broken):
             assert partner != anchor  # three images of a class, one of them damaged, leave one pair
             replaced[index, anchor] += index != anchor
         assert numbers(batch.view) == anchors
+        assert [broken.targets[i] for i in numbers(batch.other)] == batch.other_y.tolist()
+        assert not {1, 4, 9} & {*numbers(batch.other)}
         if before is not None:
             assert numbers(batch.previous.x) == before
         before = anchors

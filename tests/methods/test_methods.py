@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psd import methods, models
-from psd.data.batches import Batches
+from psd.data.batches import Batches, Share
 from psd.data.images import ImageData
 from psd.losses import SelfDistillationLoss
 from psd.methods import Batch, Method, Progress, Step
@@ -198,6 +198,7 @@ def test_a_step_leaves_the_batch_as_it_was(name):
     method.step(Net(), batch, PROGRESS)
     assert torch.equal(batch.x, untouched.x) and torch.equal(batch.y, untouched.y)
     assert batch.partner is None or torch.equal(batch.partner, untouched.partner)
+    assert batch.other is None or torch.equal(batch.other, untouched.other)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -691,16 +692,41 @@ def test_a_swap_between_classes_mixes_the_labels_by_area():
     method, model, seen = build("swap_any_class", p=1.0), Net(), []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = batch_of(method)
-    batch.partner.add_(20)  # no two pixels are alike
+    batch.other.add_(20)  # no two pixels are alike
     result = step_batch(method, model, batch)
-    other, y_b = batch.partner.roll(-1, 0), batch.y.roll(-1)
     x_a, x_b = seen[0].chunk(2)
     moved = (x_a != batch.x).any(1).float().mean((1, 2))[:, None]  # (N, 1)
-    assert torch.equal(x_a + x_b, batch.x + other)  # the pair keeps its pixels
-    assert 0 < moved.mean() < 1 and (batch.y != y_b).any()
-    hot_a, hot_b = (F.one_hot(y, CLASSES) for y in (batch.y, y_b))
+    assert torch.equal(x_a + x_b, batch.x + batch.other)  # the pair keeps its pixels
+    assert 0 < moved.mean() < 1
+    hot_a, hot_b = (F.one_hot(y, CLASSES) for y in (batch.y, batch.other_y))
     assert_close(result.target, torch.cat([hot_a + moved * (hot_b - hot_a), hot_b + moved * (hot_a - hot_b)]))
     assert_close(result.terms.total, -(result.target * result.logits.log_softmax(1)).sum(1).mean())
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (4, 1), (2, 2), (1, 8)])
+def test_no_pair_of_a_swap_between_classes_is_of_one_class_whatever_the_parts(world, accumulate):
+    method, model = build("swap_any_class", p=0.0), Net()  # so that the targets are the labels
+    for rank in range(world):
+        batches = Batches(data(), N, 0, method.needs, share=Share(rank, world, accumulate))
+        for number in range(9):
+            for turn in range(accumulate):
+                progress = PROGRESS._replace(part=batches.share.part(turn), parts=batches.share.parts)
+                y_a, y_b = method.step(model, batches.get(number, turn), progress).target.argmax(1).chunk(2)
+                assert (y_a != y_b).all()
+
+
+def test_the_parts_of_a_batch_are_swapped_between_classes_by_the_masks_of_the_whole():
+    method, model = build("swap_any_class"), Net()
+    torch.manual_seed(5)
+    whole = method.step(model, batch_of(method), PROGRESS)
+    got = []
+    for turn in range(2):
+        part = Batches(data(), N, 0, method.needs, share=Share(0, 1, 2)).get(3, turn)
+        torch.manual_seed(5)
+        got.append(method.step(model, part, PROGRESS._replace(part=turn, parts=2)))
+    for name in ("logits", "target"):
+        pairs = [getattr(step, name).chunk(2) for step in got]
+        assert_close(torch.cat([*(a for a, _ in pairs), *(b for _, b in pairs)]), getattr(whole, name))
 
 
 @pytest.mark.parametrize("name", STATEFUL)
