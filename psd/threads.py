@@ -19,8 +19,7 @@ COUNT = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 _CGROUP = re.compile(r"\d+:(.*?):(/.*)")  # 0::/user.slice of version 2, 4:cpu,cpuacct:/user.slice of version 1
-# 30 23 0:26 ROOT MOUNT rw,relatime - cgroup2 cgroup rw,nsdelegate
-_MOUNT = re.compile(r"\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)")
+_MOUNT = re.compile(r"\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) ")  # 30 23 0:26 ROOT MOUNT rw - cgroup2 cgroup rw
 
 _ours: dict[str, str] = {}  # what `prepare` has set in this process
 
@@ -92,10 +91,10 @@ def _cgroups(process: Path) -> Iterator[Path]:
     for controllers, path in _found(_CGROUP, process / "cgroup"):
         if controllers == "" or "cpu" in controllers.split(","):
             paths["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
-    for root, mount, kind, options in _found(_MOUNT, process / "mountinfo"):
-        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+    for root, mount, kind in _found(_MOUNT, process / "mountinfo"):
+        if kind not in paths:
             continue
-        folder, inside = Path(mount), paths[kind]
+        folder, inside = Path(mount), paths[kind]  # version 1 has mounts of other controllers too: no quota is there
         yield folder
         # A container may see its own cgroup alone, mounted in place of the root, and yet be told the path outside.
         if inside.is_relative_to(root) and ".." not in inside.parts:

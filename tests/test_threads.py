@@ -106,10 +106,9 @@ def test_max_is_no_quota_and_hides_none_above_it(process):
 
 @pytest.mark.usefixtures("eight_cores")
 def test_quotas_of_version_1_are_read_where_its_cpu_controller_is_mounted(process):
-    cgroup = "9:name=systemd:/s\n5:cpuset:/c\n4:cpu,cpuacct:/a/b\n0::/s\n"
+    cgroup = "9:cpuset:/c\n5:cpu,cpuacct:/a/b\n4:name=systemd:/s\n0::/s\n"
+    mounts = {"set": "/ cgroup rw,cpuset", **V1, "fs": "/ cgroup2 rw"}
     quotas = {"cpu/a/b/cpu.cfs_quota_us": "250000\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"}
-    quotas |= {"set/c/cpu.cfs_quota_us": "100000\n", "set/c/cpu.cfs_period_us": "100000\n"}  # not the CPU's controller
-    mounts = {**V1, "set": "/ cgroup rw,cpuset", "fs": "/ cgroup2 rw"}
     assert threads.available(process(cgroup, mounts, quotas)) == 3
 
 
@@ -153,6 +152,13 @@ def test_below_a_container_s_mount_the_path_goes_on_from_the_mount_s_root(proces
 @pytest.mark.usefixtures("eight_cores")
 def test_a_quota_that_cannot_be_read_does_not_limit(text, process):
     assert threads.available(process("0::/a\n", V2, {"fs/a/cpu.max": text})) == 8
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_mount_of_cgroups_that_the_process_is_not_in_does_not_count(process):
+    quotas = {"fs/cpu.max": "100000 100000\n", "cpu/a/cpu.cfs_quota_us": "300000\n"}
+    quotas["cpu/a/cpu.cfs_period_us"] = "100000\n"
+    assert threads.available(process("4:cpu:/a\n", {**V2, **V1}, quotas)) == 3
 
 
 @pytest.mark.usefixtures("eight_cores")
