@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -358,6 +359,13 @@ def test_somebody_s_own_program_keeps_its_environment(use, tmp_path):
 def test_a_program_that_asks_has_its_threads_settled_by_import_psd(tmp_path):
     program = tmp_path / "theirs.py"
     program.write_text("import os\nos.environ['PSD_THREADS'] = 'auto'\nimport psd")
+    assert seen_by_torch([sys.executable, str(program)], tmp_path)["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_the_first_cell_of_a_notebook_settles_threads_before_torch_is_loaded(tmp_path):
+    cell = runpy.run_path(str(ROOT / "notebooks" / "buttons.py"))["COLAB_CELL"]
+    program = tmp_path / "cell.py"
+    program.write_text(cell.replace("%pip", "pass  #"))
     assert seen_by_torch([sys.executable, str(program)], tmp_path)["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
