@@ -24,10 +24,15 @@ BUTTONS = f"""\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB})
 [![Launch on Binder](https://mybinder.org/badge_logo.svg)]({BINDER})"""
 COLAB_CELL = """\
+import os
 import sys
 
 if "google.colab" in sys.modules:  # Colab has torch already; only psd is missing there
-    %pip install -q "git+https://github.com/{repository}\""""
+    %pip install -q "git+https://github.com/{repository}"
+os.environ["PSD_THREADS"] = "auto"  # before torch is loaded: no more threads than we have cores, and none that spins
+import psd
+
+assert psd.threads.asked()"""
 
 
 def repository(root: Path = ROOT) -> str:

@@ -12,6 +12,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from psd import threads
+
+# OpenMP reads its settings when torch is loaded, which the next imports do. Python runs this file before any other of
+# psd, before __main__.py and cli.py too: nothing but this place is early enough for the command. A program of somebody
+# else that imports psd keeps its environment as it is.
+if threads.asked():
+    threads.prepare()
+
 from psd.losses import LossTerms, SelfDistillationLoss
 from psd.pairs import ClassPairs, PairedBatchSampler, same_class_partner
 from psd.swap import PatchSwap, patch_swap

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from psd import threads
 from psd.checks import Refused
 from psd.training.config import Config
 from psd.training.fit import finished
@@ -42,8 +43,8 @@ def train_all(
 ) -> None:
     """Train every run that is not trained yet, `jobs` at a time, in the order in which they are given.
 
-    Each goes on from its last checkpoint. Each has an equal share of this process's cores as threads, unless
-    OMP_NUM_THREADS is set, and one of the GPUs in turn; several on one GPU share it.
+    Each goes on from its last checkpoint. Each has an equal share of the available cores as threads, unless the user
+    has set their number, and one of the GPUs in turn; several on one GPU share it.
 
     Args:
         jobs: processes side by side, at least 1.
@@ -102,7 +103,7 @@ def _start(config: Config, slot: int, jobs: int, folder: Path) -> _Job:
     file.write_text(json.dumps(settings), encoding="utf-8")
     output = (folder / f"{file.stem}.txt").open("w+", encoding="utf-8")
     command = [sys.executable, "-m", "psd", "train", os.fspath(file)]
-    environment = {**_share(slot, jobs), **os.environ}
+    environment = {**os.environ, **_share(slot, jobs)}
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
     )
@@ -110,14 +111,11 @@ def _start(config: Config, slot: int, jobs: int, folder: Path) -> _Job:
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
-    """The environment of one of several runs on this machine; what the user has set comes before it."""
+    """What one of several runs on this machine has in its environment of its own; what the user has set comes first."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
-    if jobs > 1:
-        share["GOMP_SPINCOUNT"] = "0"  # threads that spin while they wait take the time of the other runs
-    if torch.cuda.device_count() > 1:
+    share = threads.settings(max(1, threads.available() // jobs))
+    if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
         share["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
     return share
 
