@@ -178,6 +178,14 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
+def check_probabilities(target: Tensor) -> None:
+    """ValueError for rows (N, C) that are no probabilities; looked at on the CPU only, where no step waits for it."""
+    if torch.compiler.is_compiling() or target.device.type != "cpu":
+        return
+    if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
+        raise ValueError("target holds rows that are no probabilities: each must be >= 0 and sum to 1")
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -210,8 +218,7 @@ def _check_logits(logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
     if probabilities:
-        if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
-            raise ValueError("target holds rows that are no probabilities: each must be >= 0 and sum to 1")
+        check_probabilities(target)
     elif not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(
             f"target holds labels from {int(target.min())} to {int(target.max())}, the logits have {classes} classes"

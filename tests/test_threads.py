@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from psd import jobs, threads
+from psd import threads
+from psd.training import jobs
 
 ROOT = Path(threads.__file__).parent.parent
 SETTLED = (*threads.COUNT, *threads.WAITING, "PSD_THREADS")

@@ -138,6 +138,11 @@ def single_terms(cross_entropy: Tensor) -> LossTerms:
 def part_mask(x: Tensor, patch_size: int | tuple[int, int], p: float, ratio: swap.Ratio, progress: Progress) -> Tensor:
     """The masks of a batch x (N, C, H, W): bool (N, H/m, W/m)."""
     height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    if x.shape[2] % height or x.shape[3] % width:
+        raise Refused(
+            f"method.patch_size {patch_size} does not divide the images of {x.shape[2]} x {x.shape[3]} pixels; "
+            "choose a divisor of both sides"
+        )
     grid = x.shape[2] // height, x.shape[3] // width
     return progress.draw(len(x), lambda n, g: swap.patch_mask(n, grid, p=p, ratio=ratio, generator=g, device=x.device))
 

@@ -34,7 +34,11 @@ class PairDistillation(Method):
     passes_per_anchor: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        self._loss = SelfDistillationLoss(
+        self.loss()  # refuses what is out of range
+
+    def loss(self) -> SelfDistillationLoss:
+        """Of the settings as they are now."""
+        return SelfDistillationLoss(
             self.temperature,
             self.weight,
             self.detach,
@@ -58,8 +62,8 @@ class PairDistillation(Method):
         x = torch.cat(images)  # (2N, C, H, W)
         if self.feature_weight > 0:
             features, logits = features_and_logits(model, x)
-            terms = self._loss(*logits.chunk(2), target, *features.chunk(2))
+            terms = self.loss()(*logits.chunk(2), target, *features.chunk(2))
         else:
             logits = model(x)
-            terms = self._loss(*logits.chunk(2), target)
+            terms = self.loss()(*logits.chunk(2), target)
         return Step(terms, logits, torch.cat([target, target]))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
+from psd.losses import check_probabilities
 from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
@@ -17,8 +18,8 @@ from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 class PsKd(Method):
     """Progressive self-knowledge distillation. share: a in [0, 1], the weight of the old prediction at the end.
 
-    Loss: CE with the target (1 - a_t) y + a_t p_old(x), a_t = a t / E in epoch t = 1 ... E; p_old is the prediction for
-    this image, under the augmentation of then, when it was last an anchor; the label where it never was one.
+    Loss: CE with the target (1 - a_t) y + a_t p_old(x), a_t = a t / E in epoch t = 1 ... E, at most a; p_old is the
+    prediction for this image, under the augmentation of then, when it was last an anchor; the label where it never was.
     Cost: 1 forward, 1 backward. Memory: a table of M x C float32 on the device, and in checkpoints. Needs: sample
     indices.
     Source: Kim et al. 2021, arXiv 2006.12000, and its code (github.com/lgcnsai/PS-KD-Pytorch); a 0.8 as there.
@@ -38,9 +39,11 @@ class PsKd(Method):
         z = logits.float()
         if self._past.device != z.device:
             self._past, self._seen = self._past.to(z.device), self._seen.to(z.device)
-        share = self.share * (progress.epoch + 1) / progress.epochs * self._seen[batch.index]  # (N, 1)
+        grown = min(1.0, (progress.epoch + 1) / progress.epochs)  # a budget may end inside its last epoch
+        share = self.share * grown * self._seen[batch.index]  # (N, 1)
         hard = F.one_hot(batch.y, z.shape[1])
         target = (1 - share) * hard + share * self._past[batch.index]
+        check_probabilities(target)
         self._past[batch.index] = z.detach().softmax(1)
         self._seen[batch.index] = 1.0
         return Step(single_terms(F.cross_entropy(z, target)), logits, batch.y)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from psd import methods, models
 from psd.data.batches import Batches, Share
 from psd.data.images import ImageData
 from psd.losses import SelfDistillationLoss
-from psd.methods import Batch, Method, Progress, Step
+from psd.methods import Batch, Method, Progress, Setup, Step
 from psd.swap import patch_swap
 from psd.training import checkpoints
 
 CLASSES, SAMPLES, N = 4, 24, 8
 PROGRESS = Progress(3, 60, 1, 20.0)
+
+
+def setup(classes: int) -> Setup:
+    return Setup(classes, SAMPLES, checkpoints.load_model)
+
+
 ON_PATCHES = ("patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing", "swap_any_class", "swap_cross_entropy")
 SWAPPING = {name: {"patch_size": 2} for name in ON_PATCHES}  # images have 4 x 4 pixels
 DISTILLING = ("pair_distillation", "patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing")
@@ -61,7 +68,7 @@ def teacher() -> str:
 def build(name: str, **options: Any) -> Method:
     given = {"teacher": teacher()} if name == "kd" else SWAPPING.get(name, {})
     method = methods.build(name, **{**given, **options})
-    method.setup(CLASSES, SAMPLES)
+    method.setup(setup(CLASSES))
     return method
 
 
@@ -98,7 +105,7 @@ def test_the_parts_of_a_batch_are_swapped_by_the_masks_of_the_whole(name):
         rows = slice(part * N // 2, (part + 1) * N // 2)
         own = Batch(batch.x[rows], batch.y[rows], batch.index[rows], batch.partner[rows])
         torch.manual_seed(5)
-        got.append(method.images(own, PROGRESS._replace(part=part, parts=2)))
+        got.append(method.images(own, replace(PROGRESS, part=part, parts=2)))
     assert all(torch.equal(torch.cat(pieces), full) for *pieces, full in zip(*got, whole, strict=True))
     assert not torch.equal(whole[0], batch.x)
 
@@ -292,6 +299,25 @@ def test_pair_distillation_is_the_loss_of_both_images(features):
     expected = SelfDistillationLoss(**options, **features)(model(batch.x), model(batch.partner), batch.y, *h)
     for term, value in zip(step(method, model).terms, expected, strict=True):
         assert_close(term, value)
+
+
+@pytest.mark.parametrize(("option", "value"), [("weight", 0.0), ("temperature", 1.0)])
+def test_an_option_that_is_set_later_counts(option, value):
+    changed = build("patch_swap")
+    setattr(changed, option, value)
+    torch.manual_seed(0)
+    model = Net()
+    terms = [step(method, model).terms.total for method in (changed, build("patch_swap", **{option: value}))]
+    assert_close(*terms)
+    assert terms[0] != step(build("patch_swap"), model).terms.total
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_a_batch_of_one_image_cannot_be_mixed(name):
+    method = build(name)
+    batch = Batches(data(), 1, 0)[0]
+    with pytest.raises(ValueError, match=r"data\.batch_size must be at least 2, got 1"):
+        method.step(Net(), batch, PROGRESS)
 
 
 def test_pair_distillation_gives_the_gradient_of_the_loss():
@@ -524,6 +550,17 @@ def test_ps_kd_mixes_the_label_with_the_prediction_of_an_epoch_before():
     assert_close(result.terms.total, -(target * result.logits.log_softmax(1)).sum(1).mean())
 
 
+def test_ps_kd_s_targets_are_probabilities_where_a_budget_ends_inside_an_epoch():
+    method, model = build("ps_kd", share=1.0), Net()
+    batches = Batches(data(), N, 0, method.needs)
+    epochs = (batches.steps_per_epoch + 1) / batches.steps_per_epoch
+    for number in range(batches.steps_per_epoch + 1):  # the last step is the first of a second epoch
+        batch, past = batches[number], None if number == 0 else method._past.clone()
+        result = method.step(model, batch, Progress(number, 0, number // batches.steps_per_epoch, epochs))
+    # From its end on, the old prediction alone is the target: not more of it than all.
+    assert_close(result.terms.total, -(past[batch.index] * result.logits.log_softmax(1)).sum(1).mean())
+
+
 def test_dlb_asks_for_what_was_answered_a_step_before():
     method, model = build("dlb", temperature=3.0), Net()
     batches = Batches(data(), N, 0, method.needs)
@@ -576,7 +613,7 @@ class Constant(nn.Module):
 
 def test_zipf_label_smoothing_needs_classes_to_rank():
     with pytest.raises(ValueError, match="needs 3 classes or more, to rank the others, got 2"):
-        methods.build("zipf_label_smoothing").setup(2, SAMPLES)
+        methods.build("zipf_label_smoothing").setup(setup(2))
 
 
 def test_kd_is_taught_by_the_network_of_a_file():
@@ -608,7 +645,7 @@ def test_kd_without_a_teacher_is_refused(options, words):
 
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(ValueError, match=f"knows {CLASSES} classes, the data has 7"):
-        methods.build("kd", teacher=teacher()).setup(7, SAMPLES)
+        methods.build("kd", teacher=teacher()).setup(setup(7))
 
 
 def test_mixup_with_p_0_is_cross_entropy():
@@ -710,7 +747,7 @@ def test_no_pair_of_a_swap_between_classes_is_of_one_class_whatever_the_parts(wo
         batches = Batches(data(), N, 0, method.needs, share=Share(rank, world, accumulate))
         for number in range(9):
             for turn in range(accumulate):
-                progress = PROGRESS._replace(part=batches.share.part(turn), parts=batches.share.parts)
+                progress = replace(PROGRESS, part=batches.share.part(turn), parts=batches.share.parts)
                 y_a, y_b = method.step(model, batches.get(number, turn), progress).target.argmax(1).chunk(2)
                 assert (y_a != y_b).all()
 
@@ -723,7 +760,7 @@ def test_the_parts_of_a_batch_are_swapped_between_classes_by_the_masks_of_the_wh
     for turn in range(2):
         part = Batches(data(), N, 0, method.needs, share=Share(0, 1, 2)).get(3, turn)
         torch.manual_seed(5)
-        got.append(method.step(model, part, PROGRESS._replace(part=turn, parts=2)))
+        got.append(method.step(model, part, replace(PROGRESS, part=turn, parts=2)))
     for name in ("logits", "target"):
         pairs = [getattr(step, name).chunk(2) for step in got]
         assert_close(torch.cat([*(a for a, _ in pairs), *(b for _, b in pairs)]), getattr(whole, name))
