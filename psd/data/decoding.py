@@ -122,7 +122,7 @@ class Decoder(Dataset[Any]):
         unreadable = []
         for i, (file, seed) in enumerate(items):
             try:
-                with pil.open(file) as image:
+                with pil.open(str(file)) as image:
                     pixels[i] = self.cut(image, seed)
             except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
                 # A message, not the exception: it reaches the main process when its batch is due.

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from psd.checks import check_settings
+from psd.features import features_and_logits
 from psd.losses import LossTerms, softened_kl
 from psd.methods import Batch, Method, Progress, Step
-from psd.models import features_and_logits
 
 
 @dataclass

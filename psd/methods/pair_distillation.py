@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from psd.features import features_and_logits
 from psd.losses import CrossEntropy, Direction, FeatureDistance, SelfDistillationLoss
 from psd.methods import Batch, Method, Progress, Step
-from psd.models import features_and_logits
 
 
 @dataclass

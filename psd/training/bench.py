@@ -153,7 +153,7 @@ def _one_process(stream: Stream, seconds: float) -> tuple[float, float]:
 
     def decode() -> None:
         for item in items:
-            with Image.open(item.file) as image:
+            with Image.open(str(item.file)) as image:
                 image.convert("RGB")
 
     threads = torch.get_num_threads()

@@ -6,6 +6,7 @@ No random state is kept: every draw of a run is a function of its seed and step.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -101,7 +102,7 @@ def load_model(path: str | Path) -> nn.Module:
         raise Refused(f"{file}: not readable as safetensors: {error}") from error
     if "model" not in metadata:
         raise Refused(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
-    model = models.build(metadata["model"], int(metadata["classes"]))
+    model = models.build(metadata["model"], int(metadata["classes"]), **json.loads(metadata.get("options", "{}")))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

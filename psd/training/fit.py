@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -159,7 +160,8 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
         run=config.run,
         loading={**loading, "normalisation": normalisation},
         measuring={"crop_size": data.crop_size, "workers": data.workers, "normalisation": normalisation},
-        metadata={"model": chosen.name, "classes": str(classes)},
+        train_mode=models.train_mode if chosen.freeze_backbone else nn.Module.train,
+        metadata={"model": chosen.name, "classes": str(classes), "options": json.dumps(chosen.options)},
     )
 
 
