@@ -93,10 +93,10 @@ def load(
     raise unknown("data set", name, NAMES)
 
 
-def unknown(what: str, given: str, known: tuple[str, ...]) -> ValueError:
+def unknown(what: str, given: str, known: tuple[str, ...]) -> Refused:
     """The error for a name that is not among the known ones, with the nearest of them."""
     hint = did_you_mean(given, known) or "."
-    return ValueError(f"{what} {given!r} is unknown{hint} Known: {', '.join(known)}")
+    return Refused(f"{what} {given!r} is unknown{hint} Known: {', '.join(known)}")
 
 
 def _refuse(name: str, **arguments: object) -> None:

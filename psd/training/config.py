@@ -416,6 +416,7 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **{key: {**values.get(key, {}), **section} for key, section in changes.items()}}
 
 
+ELSEWHERE = {"learning_rate": "lr", "scheduler": "schedule", "max_lr": "lr"}  # names that others give our settings
 ROW_SECTIONS = ("data", "model", "optimizer")  # of a run, those that the methods of a comparison may differ in
 
 
@@ -543,7 +544,10 @@ def _plain(value: Any) -> Any:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    hint = did_you_mean(key, known) or f"; sections are {', '.join((*SECTIONS, 'method'))}"
+    section, _, option = key.rpartition(".")
+    meant = f"{section}.{ELSEWHERE.get(option, option)}"
+    near = f"; did you mean {meant!r}?" if meant in known else did_you_mean(key, known)
+    hint = near or f"; sections are {', '.join((*SECTIONS, 'method'))}"
     return f"unknown key {key!r}{hint}"
 
 

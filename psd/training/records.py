@@ -78,6 +78,10 @@ class Record:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise Refused(f"{path}: not a record of schema {SCHEMA}")
         values = {"peak_memory": None, "task": "classification", "metrics": [], **values}
+        run = values.get("config", {}).get("run", {})
+        if str(values.get("device", "")).startswith("cpu"):  # older records say what was asked for, not what was found
+            run |= {"device": run.get("device") or "cpu"}
+            run |= {"precision": "fp32"} if run.get("precision") == "auto" else {}
         missing = {f.name for f in dataclasses.fields(cls)} - set(values)
         if missing:
             raise Refused(f"{path}: the record lacks {', '.join(sorted(missing))}")

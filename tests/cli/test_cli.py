@@ -21,11 +21,13 @@ import yaml
 from PIL import Image
 
 from psd import cli, methods
+from psd.checks import Refused
 from psd.cli.settings import read_settings
 from psd.data import download, shapes
 from psd.reporting import tables as reporting
 from psd.training import checkpoints, config
 from psd.training import fit as training
+from psd.training.loop import Loop
 from psd.training.records import Record
 
 COMMANDS = ("demo", "train", "compare", "evaluate", "report", "data")
@@ -182,8 +184,8 @@ def test_the_help_of_train_lists_every_setting_with_its_default(run):
     for section, options in config.Config().to_dict().items():
         for key, value in options.items():
             shown = value if isinstance(value, str) else json.dumps(value)
-            (line,) = (line.split() for line in done.out.splitlines() if line.startswith(f"    --{section}.{key} "))
-            assert line[1] == shown
+            (line,) = (line for line in done.out.splitlines() if line.startswith(f"    --{section}.{key} "))
+            assert line.removeprefix(f"    --{section}.{key}").strip().startswith(shown)
 
 
 def test_the_help_of_train_with_a_recipe_shows_the_recipe_s_values(run):
@@ -378,7 +380,7 @@ def test_a_class_with_a_single_image_is_enough_without_partners(run, small, copi
 
 def test_an_output_that_is_a_file_is_refused_before_training(run, small, tmp_path, monkeypatch):
     (tmp_path / "runs").write_text("mine")
-    monkeypatch.setattr(training.Run, "_epoch", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(Loop, "_epoch", lambda *_: pytest.fail("it trains"))
     assert_refused(run("train", small), "runs")
     assert (tmp_path / "runs").read_text() == "mine"
 
@@ -559,7 +561,7 @@ def test_what_ctrl_c_stopped_goes_on_to_the_same_result(run, small, monkeypatch,
     assert run("train", small, *longer).code == 130
     assert not list(Path("runs").rglob("*.json"))
     first_epochs = []
-    monkeypatch.setattr(training.Run, "_epoch", noting(training.Run._epoch, first_epochs))
+    monkeypatch.setattr(Loop, "_epoch", noting(Loop._epoch, first_epochs))
     done = run("train", small, *longer, "--run.resume", "auto")
     name = NAME.replace("1ep", "3ep")
     assert done.code == 0 and len(first_epochs) == 2  # the first of three is not repeated
@@ -583,7 +585,7 @@ def noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]
 def trainings(monkeypatch) -> list[Any]:
     """A list that grows with every training that is not skipped."""
     calls: list[Any] = []
-    monkeypatch.setattr(training.Run, "set_up", noting(training.Run.set_up, calls))
+    monkeypatch.setattr(Loop, "run", noting(Loop.run, calls))
     return calls
 
 
@@ -657,7 +659,7 @@ def test_a_second_comparison_trains_nothing_and_prints_the_same(run, small, trai
 def test_a_comparison_trains_only_what_is_missing(run, small, trainings):
     run("compare", small, "--methods", "cross_entropy", "--seeds", 0)
     run("compare", small, "--methods", "cross_entropy", "--seeds", 0, 1)
-    assert [made.config.run.seed for (made,) in trainings] == [0, 1]
+    assert [made.plan.run.seed for (made,) in trainings] == [0, 1]
 
 
 def test_a_comparison_can_be_made_to_train_again(run, small, trainings):
@@ -671,7 +673,9 @@ def test_a_comparison_refuses_the_records_of_other_settings(run, small):
     command = ["compare", small, "--methods", "cross_entropy", "--seeds", 0]
     run(*command)
     before = read("runs/photos-size8/resnet8/1ep/cross_entropy-s0.json")
-    assert_refused(run(*command, "--optimizer.lr", 0.5), "optimizer.lr: 0.1 != 0.5", "--run.resume never")
+    assert_refused(
+        run(*command, "--optimizer.lr", 0.5), "optimizer.lr: 0.1 != 0.5", "--run.variant NAME", "--run.overwrite true"
+    )
     assert read("runs/photos-size8/resnet8/1ep/cross_entropy-s0.json") == before
 
 
@@ -871,7 +875,7 @@ def test_data_get_passes_the_root_on(run):
 
 def test_data_get_that_fails_is_one_line(run, monkeypatch):
     def fail(*_: object) -> None:
-        raise ValueError("https://somewhere could not be downloaded:\nno answer; run the command again later")
+        raise Refused("https://somewhere could not be downloaded:\nno answer; run the command again later")
 
     monkeypatch.setattr(download, "_from_hub", fail)
     monkeypatch.setattr(download, "fetch", fail)

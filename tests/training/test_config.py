@@ -30,21 +30,27 @@ from psd.training.config import (
     recipe_path,
     shortened,
 )
+from psd.training.optim import rate
 
 NAN, INF = float("nan"), float("inf")
 EVERYTHING: dict[str, Any] = {  # no value is its default
     "data": {"name": "cifar100", "root": "somewhere", "split": "fit", "classes": 10, "per_class": 100, "size": 64}
-    | {"count": 500, "seed": 3, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False}
+    | {"count": 500, "seed": 4, "replicate": True, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False}
     | {"crop_size": 64, "crop_scale": 0.25, "workers": 3, "skip_corrupt": True},
-    "model": {"name": "resnet14"},
+    "model": {"name": "timm:vit_tiny_patch16_224", "weights": "default", "options": {"img_size": 64}}
+    | {"freeze_backbone": True},
     "method": {"name": "patch_swap", "temperature": 2.0, "weight": 0.5, "detach": True, "direction": "a_to_b"}
     | {"cross_entropy": "a", "feature_weight": 0.1, "feature_distance": "mse", "patch_size": 8, "p": 0.9}
     | {"ratio": "uniform", "before": True},
     "budget": {"epochs": None, "image_passes": 3000},
-    "optimizer": {"lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.1, "clip_norm": 5.0},
-    "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "device": "cpu", "precision": "fp32"}
+    "optimizer": {"name": "adamw", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-4}
+    | {"schedule": "multistep", "milestones": [0.3], "gamma": 0.2, "warmup": 0.1, "clip_norm": 5.0}
+    | {"decay_norms": False, "head_lr": 1.0},
+    "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "overwrite": True, "device": "cpu"}
+    | {"precision": "fp32"}
     | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False, "compile": "off", "accumulate": 2}
     | {"sync_batchnorm": True, "tensorboard": True},
+    "task": {"name": "classification"},  # the only one
 }
 
 
@@ -195,7 +201,7 @@ def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
         ({"optimiser": {"lr": 0.1}}, "unknown key 'optimiser.*did you mean 'optimizer"),
         ({"method": {"name": "patch_swap", "patchsize": 4}}, "'method.patchsize'; did you mean 'method.patch_size'"),
         ({"method": {"name": "cutmix", "patch_size": 4}}, "unknown key 'method.patch_size'"),
-        ({"zzz": 3}, "unknown key 'zzz'; sections are data, model, budget, optimizer, run, method"),
+        ({"zzz": 3}, "unknown key 'zzz'; sections are data, model, budget, optimizer, run, task, method"),
         ({"method": {"name": "patchswap"}}, "method.name 'patchswap' is unknown; did you mean 'patch_swap'"),
         ({"method": {"p": 0.5}}, "method.name is missing; known: cross_entropy, "),
         ({"method": "patch_swap"}, "method.name is missing"),
@@ -423,40 +429,40 @@ def test_a_budget_smaller_than_a_step_is_one_step():
 
 def test_the_rate_begins_at_lr_and_falls_to_nearly_0():
     optimizer = OptimizerConfig(lr=0.4)
-    assert optimizer.lr_at(0, 1000) == pytest.approx(0.4)
-    assert optimizer.lr_at(500, 1000) == pytest.approx(0.2)
-    assert 0 < optimizer.lr_at(999, 1000) < 1e-5
+    assert rate(optimizer, optimizer.lr, 0, 1000) == pytest.approx(0.4)
+    assert rate(optimizer, optimizer.lr, 500, 1000) == pytest.approx(0.2)
+    assert 0 < rate(optimizer, optimizer.lr, 999, 1000) < 1e-5
 
 
 def test_the_rate_follows_a_cosine():
     optimizer = OptimizerConfig(lr=0.4)
     for step in range(0, 100, 7):
-        assert optimizer.lr_at(step, 100) == pytest.approx(0.4 * math.cos(math.pi * step / 200) ** 2)
+        assert rate(optimizer, optimizer.lr, step, 100) == pytest.approx(0.4 * math.cos(math.pi * step / 200) ** 2)
 
 
 def test_the_warm_up_rises_linearly_to_lr():
     optimizer = OptimizerConfig(lr=0.4, warmup=0.1)
-    assert [optimizer.lr_at(step, 40) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [rate(optimizer, optimizer.lr, step, 40) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_the_cosine_begins_where_the_warm_up_ends():
     optimizer = OptimizerConfig(lr=0.4, warmup=0.1)
-    assert optimizer.lr_at(4, 40) == pytest.approx(0.4)
-    assert optimizer.lr_at(22, 40) == pytest.approx(0.2)
+    assert rate(optimizer, optimizer.lr, 4, 40) == pytest.approx(0.4)
+    assert rate(optimizer, optimizer.lr, 22, 40) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 97])
 def test_every_step_of_every_run_has_a_rate_between_0_and_lr(warmup, steps):
     optimizer = OptimizerConfig(lr=0.4, warmup=warmup)
-    assert all(0 < optimizer.lr_at(step, steps) < 0.4001 for step in range(steps))
+    assert all(0 < rate(optimizer, optimizer.lr, step, steps) < 0.4001 for step in range(steps))
 
 
 # --- differences
 
 HOW_TO_RUN = (
-    *("data.root", "data.workers", "run.output", "run.resume", "run.progress", "run.checkpoint_every", "run.device"),
-    *("run.compile", "run.tensorboard"),
+    *("data.root", "data.workers", "run.output", "run.resume", "run.progress", "run.checkpoint_every"),
+    *("run.compile", "run.tensorboard", "run.overwrite"),
 )
 
 
@@ -511,11 +517,17 @@ def test_every_other_setting_is_a_difference():
     for section, options in EVERYTHING.items():
         for name, value in options.items():
             key = f"{section}.{name}"
-            default = Config().to_dict()
+            default = Config(run=RunConfig(device="mps", precision="bf16")).to_dict()
             if value != default[section][name] and key not in HOW_TO_RUN:
                 changed = {**default, section: {**default[section], name: value}}
                 unseen += [key] if [d.partition(":")[0] for d in differences(default, changed)] != [key] else []
     assert unseen == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", "cpu"), ("precision", "fp32")])
+def test_what_a_run_leaves_to_the_machine_is_no_difference(key, value):
+    found = Config(run=RunConfig(**{key: value})).to_dict()
+    assert differences(found, Config().to_dict()) == differences(Config().to_dict(), found) == []
 
 
 # --- bad values
