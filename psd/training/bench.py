@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -15,9 +14,8 @@ from torch.nn import functional as F
 from psd.checks import Refused
 from psd.data.stream import Stream
 from psd.training.config import Config
-from psd.training.fit import plan_of, settings_of
+from psd.training.fit import prepared
 from psd.training.loop import Loop
-from psd.training.place import Place
 
 WARM_UP = 3  # calls before the clock starts: kernels are chosen, compiled and recorded, memory is touched
 PREFETCHED = 2  # batches that a loader's worker has ready, PyTorch's default
@@ -70,12 +68,10 @@ def measure(config: Config, seconds: float = 20, turns: int = 5) -> Rates:
     """
     if not (seconds > 0 and math.isfinite(seconds)) or turns < 1:
         raise Refused(f"seconds and turns must be positive, got seconds={seconds} and turns={turns}")
-    with Place(config.run) as place:
-        if place.processes.world > 1:
+    with prepared(config) as loop:
+        if loop.place.processes.world > 1:
             raise Refused("psd bench measures one process; the plan says what several of them would take")
-        loop = Loop(plan_of(config, settings_of(config, place)), place)
-        with closing(loop.loader):
-            return _measure(loop, seconds / turns / 3, turns)
+        return _measure(loop, seconds / turns / 3, turns)
 
 
 def _measure(run: Loop, seconds: float, turns: int) -> Rates:

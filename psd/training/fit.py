@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def train(config: Config, on_epoch: Callable[[Entry], None] | None = None) -> Re
             return done
         callbacks = [] if on_epoch is None else [OnEpoch(on_epoch)]
         return Loop(plan_of(config, settings), place, callbacks).run()
+
+
+@contextmanager
+def prepared(config: Config) -> Iterator[Loop]:
+    """A run before its first step, with nothing written: to look at it, or to take steps of it by hand."""
+    with Place(config.run) as place:
+        loop = Loop(plan_of(config, settings_of(config, place)), place)
+        with closing(loop.loader):
+            yield loop
 
 
 def fit(

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -892,15 +891,6 @@ def test_empty_data_is_refused(images, make, tmp_path):
 # --- the machine
 
 
-@contextmanager
-def built(config: Config) -> Iterator[Loop]:
-    """A run before its first step."""
-    with Place(config.run) as place:
-        loop = Loop(training.plan_of(config, training.settings_of(config, place)), place)
-        with closing(loop.loader):
-            yield loop
-
-
 class Waits(TorchDispatchMode):
     """Notes every operation that makes a host wait for its GPU: reading a value, or a size that depends on values."""
 
@@ -928,7 +918,7 @@ def test_no_step_waits_for_the_device(method, clip_norm, make, tmp_path, monkeyp
     # Both look at labels, on the CPU alone.
     monkeypatch.setattr(losses, "_check_logits", lambda *_: None)
     monkeypatch.setattr(F, "one_hot", lambda y, n: torch.zeros(len(y), n, dtype=torch.int64).scatter(1, y[:, None], 1))
-    with built(make(tmp_path, method, optimizer={"clip_norm": clip_norm})) as loop:
+    with training.prepared(make(tmp_path, method, optimizer={"clip_norm": clip_norm})) as loop:
         loop.train_step(0)  # the draws of an epoch, which come with its first step, may wait
         loop.step = 1
         with Waits() as waits:
@@ -957,7 +947,7 @@ def test_features_are_taken_from_a_compiled_network_too(make, tmp_path):
 
 
 def test_compiling_is_left_where_it_would_not_pay(make, tmp_path):
-    with built(make(tmp_path)) as loop:
+    with training.prepared(make(tmp_path)) as loop:
         assert loop.compiled is None and loop.model is loop.network
 
 
