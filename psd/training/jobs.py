@@ -1,27 +1,26 @@
-"""Runs side by side: each a `psd train` of its own, with its share of the processor's threads or of the GPUs."""
+"""Runs side by side: processes that train one run after another, each with its share of the threads or of the GPUs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from psd import threads
 from psd.checks import Refused
-from psd.training.config import Config
-from psd.training.fit import finished
+from psd.training.config import Config, from_dict
+from psd.training.fit import finished, train
 from psd.training.loop import Interrupted
 from psd.training.processes import TRY_AGAIN, Termination
 from psd.training.records import Record
 
-BAD_INPUT = 2  # the exit code of the command line for a user's mistake
 LOOK_SECONDS = 0.2  # between two looks at the running ones
 STOP_SECONDS = 60  # for a run to write its checkpoint, before it is killed
 
@@ -30,12 +29,92 @@ class Failed(RuntimeError):
     """Some of the runs ended in an error; the others were trained."""
 
 
-@dataclass
-class _Job:
-    config: Config
-    process: subprocess.Popen[str]
-    output: IO[str]
-    slot: int
+class _Worker:
+    """A process that trains the runs it is given, one after another; what Python and torch load, it loads once."""
+
+    def __init__(self, slot: int, jobs: int, folder: Path) -> None:
+        self.slot, self.config = slot, None
+        self._folder = folder
+        self._output = (folder / f"{slot}.txt").open("w+", encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from psd.training import jobs; jobs.work()"],
+            env={**os.environ, **_share(slot, jobs)},
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    config: Config | None  # what it is at work on
+
+    def give(self, config: Config) -> None:
+        settings = config.to_dict()
+        settings["run"] |= {"resume": "auto", "progress": False}
+        self._file.write_text(json.dumps(settings), encoding="utf-8")
+        self.config = config
+        with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, which `answer` tells
+            assert self._process.stdin is not None
+            print(self._file, file=self._process.stdin, flush=True)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def answer(self) -> tuple[str, str] | None:
+        """How the run came out, "trained", "refused" or "failed", with a line on why; None while it is at work."""
+        ended, answer = self.ended, self._file.with_suffix(".answer")
+        if answer.exists():
+            kind, why = json.loads(answer.read_text(encoding="utf-8"))
+            answer.unlink()
+            return kind, why
+        return ("failed", self._last_line()) if ended else None
+
+    def stop(self) -> None:
+        """Ask it to end; one that is at work writes a checkpoint before."""
+        self._process.terminate()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end, which is forced after that time; whether it wrote a checkpoint."""
+        try:
+            self._process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._output.close()
+        return self._process.returncode == TRY_AGAIN
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f"{self.slot}.json"
+
+    def _last_line(self) -> str:
+        self._output.seek(0)
+        lines = [line for line in self._output.read().splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self._process.returncode}"
+
+
+def work() -> None:
+    """Train the runs whose files of settings standard input names, a line each: what `train_all` starts."""
+    for line in sys.stdin:
+        file = Path(line.strip())
+        try:
+            train(from_dict(json.loads(file.read_text(encoding="utf-8"))))
+            kind, why = "trained", ""
+        except Interrupted:
+            sys.exit(TRY_AGAIN)
+        except Refused as error:
+            kind, why = "refused", str(error)
+        except Exception as error:
+            traceback.print_exc()
+            kind, why = "failed", f"{type(error).__name__}: {error}"
+        answer = file.with_suffix(".answer")
+        answer.with_suffix(".part").write_text(json.dumps([kind, why]), encoding="utf-8")
+        answer.with_suffix(".part").replace(answer)
+        if kind == "failed":
+            sys.exit(1)  # after an error of CUDA nothing works in its process
 
 
 def train_all(
@@ -65,49 +144,44 @@ def train_all(
     if done and todo:
         say(f"{done} of {len(configs)} runs are done already")
     began, passes, left = time.monotonic(), 0, sum(map(_passes, todo))
-    running: list[_Job] = []
+    workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="psd-") as folder, Termination() as termination:
         try:
-            while todo or running:
+            while todo or any(worker.config for worker in workers):
                 late = seconds is not None and time.monotonic() - began > seconds
                 if late or termination.asked:
                     break
-                while todo and len(running) < jobs:
-                    slot = min(set(range(jobs)) - {job.slot for job in running})
-                    running.append(_start(todo.pop(0), slot, jobs, Path(folder)))
+                while todo and sum(worker.config is not None for worker in workers) < jobs:
+                    worker = next((worker for worker in workers if worker.config is None), None)
+                    if worker is None:
+                        slot = min(set(range(jobs)) - {worker.slot for worker in workers})
+                        workers.append(worker := _Worker(slot, jobs, Path(folder)))
+                    worker.give(todo.pop(0))
                 time.sleep(LOOK_SECONDS)
-                for job in [job for job in running if job.process.poll() is not None]:
-                    running.remove(job)
-                    if job.process.returncode == BAD_INPUT:
-                        raise Refused(_last_line(job).removeprefix("psd: error: "))
-                    done, passes, left = done + 1, passes + _passes(job.config), left - _passes(job.config)
+                for worker in [worker for worker in workers if worker.config is not None]:
+                    answer = worker.answer()
+                    if answer is None:
+                        continue
+                    (kind, why), config, worker.config = answer, worker.config, None
+                    assert config is not None  # as it was at work
+                    if kind == "refused":
+                        raise Refused(why)
+                    done, passes, left = done + 1, passes + _passes(config), left - _passes(config)
                     rest = f"; about {_duration(left * (time.monotonic() - began) / passes)} to go" if left else ""
-                    if job.process.returncode == 0:
-                        say(f"[{done} of {len(configs)}] {_result(job.config)}{rest}")
+                    if kind == "trained":
+                        say(f"[{done} of {len(configs)}] {_result(config)}{rest}")
                     else:
-                        failed.append(job.config.name)
-                        say(f"[{done} of {len(configs)}] {job.config.name} FAILED: {_last_line(job)}{rest}")
+                        failed.append(config.name)
+                        say(f"[{done} of {len(configs)}] {config.name} FAILED: {why}{rest}")
+                        workers.remove(worker)
+                        worker.wait(STOP_SECONDS)
         finally:
-            stopped = _stop(running)
+            stopped = _stop(workers)
     if stopped or todo:
         why = "SIGTERM came" if termination.asked else f"the time limit of {seconds:g} s is over"
         raise Interrupted(f"{why}: {done} of {len(configs)} runs are done, {stopped} have a checkpoint")
     if failed:
         raise Failed(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
-
-
-def _start(config: Config, slot: int, jobs: int, folder: Path) -> _Job:
-    settings = config.to_dict()
-    settings["run"] |= {"resume": "auto", "progress": False}
-    file = folder / f"{config.name.replace('/', '-')}.json"  # JSON is YAML
-    file.write_text(json.dumps(settings), encoding="utf-8")
-    output = (folder / f"{file.stem}.txt").open("w+", encoding="utf-8")
-    command = [sys.executable, "-m", "psd", "train", os.fspath(file)]
-    environment = {**os.environ, **_share(slot, jobs)}
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
-    )
-    return _Job(config, process, output, slot)
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
@@ -120,19 +194,12 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     return share
 
 
-def _stop(running: Sequence[_Job]) -> int:
-    """End the runs by SIGTERM, upon which they write a checkpoint; the number of those that did."""
-    for job in running:
-        job.process.terminate()
+def _stop(workers: Sequence[_Worker]) -> int:
+    """End the processes by SIGTERM; the number of those that wrote a checkpoint."""
+    for worker in workers:
+        worker.stop()
     deadline = time.monotonic() + STOP_SECONDS
-    for job in running:
-        try:
-            job.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
-        job.output.close()
-    return sum(job.process.returncode == TRY_AGAIN for job in running)
+    return sum(worker.wait(deadline - time.monotonic()) for worker in workers)
 
 
 def _passes(config: Config) -> int:
@@ -145,13 +212,6 @@ def _result(config: Config) -> str:
     figures = {"top1": "top-1 {:.2f} %", "nll": "NLL {:.3f}", "ece": "ECE {:.3f}"}
     shown = ", ".join(text.format(record.final[key]) for key, text in figures.items())
     return f"{record.name}: {shown}, {record.seconds:.0f} s"
-
-
-def _last_line(job: _Job) -> str:
-    job.output.seek(0)
-    lines = [line for line in job.output.read().splitlines() if line.strip()]
-    job.output.close()
-    return lines[-1] if lines else f"exit code {job.process.returncode}"
 
 
 def _duration(seconds: float) -> str:

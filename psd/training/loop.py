@@ -127,6 +127,8 @@ class Loop:
         with contextlib.ExitStack() as open_until_the_end:
             open_until_the_end.enter_context(self.termination)
             open_until_the_end.callback(self.loader.close)
+            if self.compiled is not None:  # of many compiled runs in a process, torch would leave the last uncompiled
+                open_until_the_end.callback(torch.compiler.reset)
             for callback in (*self.callbacks, *self.guests):
                 callback.begin(self)
                 open_until_the_end.callback(callback.end, self)

@@ -67,6 +67,13 @@ class Files:
             tar.add(folder, "cifar-100-python")
         return root / "cifar-100-python.tar.gz"
 
+    def _npz(self, root: Path) -> Path:
+        root.mkdir(parents=True, exist_ok=True)
+        for split in COUNTS:
+            x, y, names = self.pixels[split], np.array(self.labels[split]), np.array(self.classes)
+            np.savez(root / f"cifar100-{split}.npz", x=x, y=y, classes=names)
+        return root / "cifar100-train.npz"
+
     def _nested(self, root: Path) -> Path:
         return self._folder(root / "cifar100").parent / "train"
 

@@ -11,7 +11,7 @@ import torch
 
 from psd.data import ImageData, MissingData, cifar100, load
 
-LAYOUTS = ["parquet", "pickle", "archive", "folder", "nested"]
+LAYOUTS = ["parquet", "pickle", "archive", "npz", "folder", "nested"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -42,7 +42,7 @@ def test_the_first_layout_in_the_documented_order_is_read(trusted, tmp_path):
         assert cifar100.find(tmp_path, "train").layout == expected
 
 
-@pytest.mark.parametrize("layout", ["parquet", "folder"])
+@pytest.mark.parametrize("layout", ["parquet", "npz", "folder"])
 def test_an_altered_pixel_is_refused_by_name(layout, tiny, tmp_path):
     tiny.pixels["train"][5, 3, 3, 0] ^= 1
     path = tiny.write(layout, tmp_path)
@@ -78,6 +78,37 @@ def test_a_truncated_image_is_refused_by_name(tiny, tmp_path):
     with pytest.raises(ValueError, match="not a readable image") as error:
         load("cifar100", tmp_path)
     assert str(image) in str(error.value)
+
+
+def test_a_truncated_npz_file_is_refused_by_name(tiny, tmp_path):
+    path = tiny.write("npz", tmp_path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="not a readable npz file") as error:
+        load("cifar100", tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_an_npz_file_of_other_shapes_or_labels_is_refused(tiny, tmp_path):
+    tiny.labels["train"][0] = 3
+    tiny.write("npz", tmp_path / "labels")
+    with pytest.raises(ValueError, match="label 3"):
+        load("cifar100", tmp_path / "labels", verify=False)
+    tiny.pixels["train"] = tiny.pixels["train"][:, :16]
+    tiny.write("npz", tmp_path / "shapes")
+    with pytest.raises(ValueError, match="must hold x"):
+        load("cifar100", tmp_path / "shapes", verify=False)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npz"])
+def test_a_file_is_read_once_and_again_when_it_has_changed(layout, tiny, tmp_path, monkeypatch):
+    path, reads = tiny.write(layout, tmp_path), []
+    reader = cifar100._READERS[layout]
+    monkeypatch.setitem(cifar100._READERS, layout, lambda *source: reads.append(source) or reader(*source))
+    first = load("cifar100", tmp_path)
+    assert load("cifar100", tmp_path).images is first.images and len(reads) == 1
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="not a readable"):
+        load("cifar100", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,8 +37,6 @@ from psd.training.checkpoints import load_model
 from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, differences
 from psd.training.evaluation import evaluate
 from psd.training.fit import load_data
-from psd.training.loop import Loop
-from psd.training.place import Place
 from psd.training.records import Record
 from psd.training.watch import Diverged
 
