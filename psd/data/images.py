@@ -147,3 +147,19 @@ def fit_or_tune(targets: Tensor, part: str) -> Tensor:
         tenth = max(1, round(len(members) / 10))
         parts.append(members[order[:tenth] if part == "tune" else order[tenth:]])
     return torch.cat(parts).sort().values
+
+
+def with_label_noise(data: ImageData, share: float, seed: int) -> ImageData:
+    """`share` of the images (rounded), drawn by `seed`, with a label drawn evenly from the other classes.
+
+    Raises:
+        ValueError: fewer than two classes to draw from.
+    """
+    classes = len(data.classes)
+    if classes < 2:
+        raise Refused(f"label_noise needs at least 2 classes, got {classes}")
+    generator = generator_for(seed, "label noise")
+    wrong = torch.randperm(len(data), generator=generator)[: round(share * len(data))]
+    targets = data.targets.clone()
+    targets[wrong] = (targets[wrong] + torch.randint(1, classes, (len(wrong),), generator=generator)) % classes
+    return replace(data, targets=targets)

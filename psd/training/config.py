@@ -43,6 +43,8 @@ class DataConfig:
     size: side in pixels (shapes; folders, whose images are then decoded into memory once). count: training images to
     draw (shapes). seed: of the subset and of the drawing, not of the training. replicate: that seed is run.seed: every
     seed of a comparison then has its own classes and images. verify: check the content of CIFAR-100.
+    label_noise: share of the training images whose label is drawn anew from the other classes, by that seed; the images
+    that are measured, and the tune split, keep theirs.
     batch_size: anchors per step, over all processes; a pair method forwards twice as many images.
     crop_padding, flip: augmentation in memory; the data set's own if None.
     Folders without size are streamed from their files: crop_size: side in pixels of a random part of each image, which
@@ -60,6 +62,7 @@ class DataConfig:
     seed: int = 0
     replicate: bool = False
     verify: bool = True
+    label_noise: float = 0.0
     batch_size: int = 64
     crop_padding: int | None = None
     flip: bool | None = None
@@ -70,13 +73,22 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
-        check_settings("data", self, **counts, crop_padding=">= 0", crop_scale="> 0 and <= 1", workers=">= 0")
+        check_settings(
+            "data",
+            self,
+            **counts,
+            label_noise=">= 0 and <= 1",
+            crop_padding=">= 0",
+            crop_scale="> 0 and <= 1",
+            workers=">= 0",
+        )
 
     @property
     def label(self) -> str:
         """The data's name in records: whatever changes the images is part of it."""
         parts = [Path(self.name.partition(":")[2]).name if self.name.startswith("folder:") else self.name]
         parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
+        parts += [f"noise{self.label_noise:g}"] if self.label_noise else []
         draw = "replicates" if self.replicate else f"seed{self.seed}" if self.seed else None
         parts += [part for part in (draw, "fit" if self.split == "fit" else None) if part]
         return "-".join(parts)

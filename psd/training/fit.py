@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from psd import models, tasks
+from psd.checks import Refused
 from psd.data import TUNE_APART, ImageData, load
+from psd.data.images import with_label_noise
 from psd.data.items import class_names
 from psd.data.normalisation import Normalisation
 from psd.methods import Method
@@ -204,7 +206,12 @@ def load_data(data: DataConfig) -> tuple[Any, Any]:
 
     same = {"classes": data.classes, "size": data.size}
     measured = split({"train": "test", "fit": "tune"}[data.split], **same)
-    return split(data.split, per_class=data.per_class, count=data.count, **same), measured
+    train = split(data.split, per_class=data.per_class, count=data.count, **same)
+    if data.label_noise:
+        if not isinstance(train, ImageData):
+            raise Refused(f"data.label_noise {data.label_noise} needs images in memory: set data.size")
+        train = with_label_noise(train, data.label_noise, data.seed)
+    return train, measured
 
 
 def load_tune(data: DataConfig) -> ImageData | None:
