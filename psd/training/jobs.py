@@ -70,8 +70,11 @@ class _Worker:
         return ("failed", self._last_line()) if ended else None
 
     def stop(self) -> None:
-        """Ask it to end; one that is at work writes a checkpoint before."""
+        """Ask it to end; one that is at work writes a checkpoint before, or trains its last steps."""
         self._process.terminate()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end, which is forced after that time; whether it wrote a checkpoint."""
@@ -80,9 +83,6 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
         self._output.close()
         return self._process.returncode == TRY_AGAIN
 
@@ -177,7 +177,7 @@ def train_all(
                         worker.wait(STOP_SECONDS)
         finally:
             stopped = _stop(workers)
-    if stopped or todo:
+    if todo or any(worker.config for worker in workers):
         why = "SIGTERM came" if termination.asked else f"the time limit of {seconds:g} s is over"
         raise Interrupted(f"{why}: {done} of {len(configs)} runs are done, {stopped} have a checkpoint")
     if failed:
