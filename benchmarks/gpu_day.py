@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, help="budget of each ResNet-18, instead of one that fits")
     parser.add_argument("--compile", default="off", help="run.compile of ResNet-18 (default: off)")
     parser.add_argument("--shared", action="store_true", help="let kernels of several processes overlap (NVIDIA's MPS)")
+    parser.add_argument("--revision", help="of the code, for records, where it lies outside a git checkout")
     parser.add_argument("--fast", action="store_true", help="tiny budgets: a rehearsal")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,8 @@ def train(options: argparse.Namespace, end: float) -> None:
         with tarfile.open(options.out / "records.tar.gz", "w:gz") as tar:
             files = sorted(records.rglob("*.json"))
             for file in files:
+                if options.revision:
+                    file.write_text(file.read_text().replace('"revision": null', f'"revision": "{options.revision}"'))
                 tar.add(file, file.relative_to(records))
         say(f"{len(files)} records are packed")
 
