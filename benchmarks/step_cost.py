@@ -23,6 +23,7 @@ from psd import methods, models
 from psd.data.batches import Batches
 from psd.data.images import ImageData
 from psd.methods import Progress, Setup
+from psd.training.checkpoints import load_model
 
 CLASSES = 100
 METHODS = ("cross_entropy", "pair_cross_entropy", "patch_swap")
@@ -37,7 +38,7 @@ def random_data(count: int) -> ImageData:
 def stepper(name: str, model_name: str, data: ImageData, images: int, device: torch.device) -> Callable[[int], None]:
     """A function that trains a fresh network for some steps, each of which forwards `images` images."""
     method = methods.build(name)
-    method.setup(Setup(CLASSES, len(data)))
+    method.setup(Setup(CLASSES, len(data), load_model))
     batches = Batches(data, images // method.passes_per_anchor, 0, method.needs, device=device)
     torch.manual_seed(0)
     model = models.build(model_name, CLASSES).to(device, memory_format=torch.channels_last)
