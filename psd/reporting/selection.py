@@ -16,6 +16,7 @@ from psd.training.records import Record
 
 BASELINE = "cross_entropy"
 PROTOCOL = ("precision", "accumulate", "sync_batchnorm")  # of the settings in `run`, those that shape a result
+NEAR = 0.05  # the share by which lengths of runs that are compared may differ: batches cut an epoch's end unequally
 TUNED = (("data", "batch_size"), ("optimizer", "lr"))  # may differ in a table, whose columns then tell
 
 
@@ -118,6 +119,41 @@ def paired(pairs: Iterable[tuple[Record, Record]], metric: Metric) -> list[float
     return [a - b for a, b in both if a is not None and b is not None]
 
 
+def curves(records: Iterable[Record], by_epochs: bool = False) -> dict[str, dict[float, list[Record]]]:
+    """Each method's records by the length of their runs, from short to long: image passes, or epochs.
+
+    ValueError where records are of several data sets or networks, where protocols or a method's settings differ, and
+    where a method has run twice with one seed at one length.
+    """
+    records = sorted(records, key=lambda r: (r.variant != BASELINE, r.variant, length(r, by_epochs), r.seed))
+    if len({(r.data, r.model) for r in records}) != 1:
+        names = sorted({f"{r.data}/{r.model}" for r in records})
+        raise Refused(f"records of one data set and model are needed, got {', '.join(names) or 'none'}")
+    _check_protocol(records)
+    found: dict[str, dict[float, list[Record]]] = {}
+    for name, row in by_method(records).items():
+        _check_rows(row, at_any_budget=True)
+        points = found[name] = {}
+        for record in row:
+            x = length(record, by_epochs)
+            known = near(points, x)
+            same = points.setdefault(x if known is None else known, [])
+            if record.seed in {other.seed for other in same}:
+                raise Refused(f"{same[0].name} and {record.name} are of one length; give the records of one of them")
+            same.append(record)
+    return found
+
+
+def length(record: Record, by_epochs: bool) -> float:
+    """Of a run: its budget in image passes, or the passes that a budget in epochs took; or its epochs."""
+    return epochs(record) if by_epochs else record.config["budget"]["image_passes"] or record.image_passes
+
+
+def near(points: Iterable[float], x: float) -> float | None:
+    """The one of `points` that counts as `x`."""
+    return min((p for p in points if abs(p / x - 1) <= NEAR), key=lambda p: abs(p - x), default=None)
+
+
 def unit(metric: Metric, difference: bool = False) -> str:
     """In words: "points" for a difference of percentages, "" for a fraction."""
     return "points" if difference and metric.unit == "%" else metric.unit
@@ -161,13 +197,15 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def _check_rows(records: list[Record]) -> None:
+def _check_rows(records: list[Record], at_any_budget: bool = False) -> None:
     for name, row in by_method(records).items():
         for record in row[1:]:
-            unlike = config.differences(_without_seed(row[0]), _without_seed(record))
+            settings = [_without_seed(r) | ({"budget": {}} if at_any_budget else {}) for r in (row[0], record)]
+            unlike = config.differences(*settings)
             if unlike:
+                where = f" at {row[0].budget} and {record.budget}" if row[0].budget != record.budget else ""
                 raise Refused(
-                    f"{name}: seeds {row[0].seed} and {record.seed} ran with different settings, "
+                    f"{name}: seeds {row[0].seed} and {record.seed}{where} ran with different settings, "
                     f"{'; '.join(unlike)}; give one of them a run.variant"
                 )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import mean, stdev
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 LEVEL = 0.05
 FEW = 5  # rows that are told by their own 95% intervals; of more, one is apart from zero by luck too often
@@ -52,7 +55,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def apart(rows: Mapping[str, Sequence[float]]) -> dict[str, bool]:
+def apart(rows: Mapping[Name, Sequence[float]]) -> dict[Name, bool]:
     """Which rows of paired differences are apart from zero, of those with two values or more.
 
     Up to five rows by their 95% intervals; of more, what survives Holm's correction at 5% over all of them.
