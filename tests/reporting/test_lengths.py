@@ -98,6 +98,13 @@ def test_more_than_five_differences_need_to_survive_holm():
     assert "5 differences tested)" in plots.against_compute(runs(*lengths[:5])).get_supxlabel()
 
 
+def test_points_of_one_length_stand_a_little_apart():
+    names = ("cutmix", "mixup", "label_smoothing", "random_erasing", "cs_kd", "ddgsd", "dlb")
+    made = runs(50_000) + [run(name, seed, 50_000, 50.0 + seed) for name in names for seed in range(2)]
+    places = [container.lines[0].get_xdata()[0] for container in plots.against_compute(made).axes[0].containers]
+    assert len(set(places)) == 9 and min(places) > 50_000 * 0.88 and max(places) < 50_000 * 1.12
+
+
 def test_the_title_names_the_leader_at_the_longest_common_length():
     title = plots.against_compute(runs(50_000, 100_000)).get_suptitle()
     assert title.startswith("patch_swap is right on 71.1% of the test images, +10.1 ±") and "100,000 image" in title

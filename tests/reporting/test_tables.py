@@ -218,6 +218,7 @@ def test_methods_at_several_budgets_have_a_table_of_them_small_budgets_first(wri
     found = cells(text.partition(title)[2])
     half = f"{T_975_2 / 3**0.5:.2f}"
     assert list(found) == ["cross_entropy", "patch_swap"]  # mixup has run at one budget
+    assert list(found["patch_swap"]) == ["96,000 image passes", "200,000 image passes"]
     assert found["patch_swap"] == {"96,000 image passes": f"41.00 ± {half}", "200,000 image passes": f"51.00 ± {half}"}
     assert found["cross_entropy"] == {"96,000 image passes": f"31.00 ± {half}", "200,000 image passes": "35.00"}
     assert "over seeds 0, 1, 2, not all of them in every cell; methods" in text
