@@ -102,14 +102,12 @@ def forest(records: Sequence[Record], other: str = BASELINE) -> Figure:
     ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.5, -0.5)
     above = "below" if sign < 0 else "above"
-    ax.set_xlabel(
-        f"{label(metric, difference=True)} {above if metric.unit == '%' else 'minus that of'} {other}, "
-        f"mean and 95% interval over seeds\n(gray: not apart from zero; {how_tested(len(tested))})"
-    )
+    minus = above if metric.unit == "%" else "minus that of"
+    ax.set_xlabel(f"{label(metric, difference=True)} {minus} {other},\nmean and 95% interval over seeds")
     ax.grid(axis="x", alpha=0.3)
     many = f"{clear} of {len(found)} methods are {above} {other} with a difference apart from zero"
     figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")
-    small_print(figure, provenance(records))
+    small_print(figure, f"Gray: not apart from zero ({how_tested(len(tested))}).\n{provenance(records)}".strip())
     return figure
 
 
