@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 from PIL import Image
-from test_tables import record
+from test_tables import record, seeds, segmented, spread_rows
 
 from psd.reporting import plots
 
@@ -91,6 +91,69 @@ def test_a_forest_without_anything_to_compare_is_refused():
         plots.forest([finished("patch_swap")])
     with pytest.raises(ValueError, match="one data set, model and budget"):
         plots.forest([*RECORDS, finished(**{"model.name": "resnet14"})])
+
+
+def colours(figure) -> dict[str, str]:
+    """What each row of a forest is drawn in."""
+    (ax,) = figure.axes
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    return {text.get_text(): line.get_color() for text, line in zip(ax.get_yticklabels(), dots, strict=True)}
+
+
+def test_a_forest_of_five_rows_colours_those_whose_interval_does_not_hold_zero():
+    figure = plots.forest([*spread_rows(4), *seeds("mixup", 51, 60, 69)])
+    assert [name for name, colour in colours(figure).items() if colour == "gray"] == ["mixup"]
+    assert figure.get_supxlabel() == "Gray: not apart from zero (5 rows tested)."
+    assert figure.get_suptitle().startswith("4 of 5 methods are above cross_entropy with a difference apart from zero")
+
+
+def test_a_forest_s_words_fit_into_its_width():
+    figure = plots.forest([*spread_rows(5), *seeds("patch_swap_label_smoothing", 80, 90.1, 100)])
+    figure.draw_without_rendering()
+    ends = [text.get_window_extent() for text in (figure.axes[0].xaxis.label, figure._supxlabel, figure._suptitle)]
+    assert min(end.x0 for end in ends) >= 0 and max(end.x1 for end in ends) <= figure.bbox.x1
+
+
+def test_a_forest_of_more_rows_colours_what_survives_holm():
+    figure = plots.forest([*spread_rows(5), *seeds("mixup", 80, 90.1, 100)])
+    assert [name for name, colour in colours(figure).items() if colour != "gray"] == ["mixup"]
+    assert "(6 rows tested, Holm's correction at 5% over all)" in figure.get_supxlabel()
+    assert figure.get_suptitle().startswith("1 of 6 methods")
+
+
+def test_figures_that_mix_devices_say_so_below():
+    made = [finished(), finished("patch_swap", device="NVIDIA H100")]
+    assert plots.comparison(made).get_supxlabel() == "Runs on NVIDIA H100 and cpu."
+    assert plots.forest(made).get_supxlabel().endswith("\nRuns on NVIDIA H100 and cpu.")
+    assert plots.comparison(RECORDS).get_supxlabel() == ""
+
+
+def segmentation() -> list:
+    epochs = [{"epoch": k + 1, "steps": 10, "loss": 2.0} for k in range(3)]
+    ious = {"cross_entropy": (60, 61, 62), "patch_swap": (62, 63.1, 64.2)}
+    return [segmented(name, s, ious[name][s], epochs=epochs, image_passes=3000) for name in ious for s in range(3)]
+
+
+def test_a_comparison_of_another_task_shows_its_first_two_metrics():
+    figure = plots.comparison(segmentation())
+    labels = [ax.get_xlabel() for ax in figure.axes]
+    assert labels[1:] == ["test mean IoU (%), higher is better", "test boundary error (px), lower is better"]
+    assert figure.axes[0].get_ylabel() == "training loss"
+    assert figure.get_suptitle().startswith("patch_swap has mean IoU 63.1 %, +2.1 ±")
+
+
+def test_other_figures_of_another_task_show_its_metrics():
+    assert plots.forest(segmentation()).axes[0].get_xlabel().startswith("points of mean IoU above cross_entropy")
+    top, below = plots.against_compute(segmentation(), metrics=["boundary"]).axes
+    assert (top.get_title(), below.get_title()) == ("boundary error (px), lower is better", "minus cross_entropy (px)")
+
+
+def test_where_lower_is_better_the_lowest_leads():
+    nll = [{"name": "nll", "title": "NLL", "unit": "nats", "better": "lower", "digits": 2}]
+    made = [finished(metrics=nll), finished("mixup", metrics=nll)]
+    made[1].final = {**made[1].final, "nll": 1.25}
+    assert plots.finding(plots.by_method(made)) == "mixup has NLL 1.25 nats, -0.25 nats against cross_entropy"
+    assert plots.forest(made).axes[0].get_xlabel().startswith("NLL (nats) minus that of cross_entropy")
 
 
 def test_an_image_grid_shows_the_pixels_and_the_mask():

@@ -142,7 +142,7 @@ def test_every_budget_data_set_and_model_has_its_own_table(write):
         record(**{"data.count": 100}),
     ]
     text = reporting.report([write(record(), *others)])
-    assert text.count("| method") == 4
+    assert text.count("image passes**") == 4
 
 
 def test_a_variant_is_a_row_of_its_own(write):
@@ -176,6 +176,113 @@ def test_a_table_is_aligned_in_plain_text(write):
     folder = write(record(), record("patch_swap", top1=9.0))
     lines = [line for line in reporting.report([folder]).splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
+
+
+# -- what is apart from zero
+
+
+def spread_rows(n: int) -> list[Record]:
+    """Cross-entropy, and n methods that are each just above it: p = 0.0497 alone."""
+    above = [value + 1.003 * T_975_2 / 3**0.5 for value in (-1, 0, 1)]
+    made = seeds("cross_entropy", 50, 60, 70)
+    for k in range(n):
+        variant = [record("cutmix", s, 50 + 10 * s + above[s], **{"run.variant": f"v{k}"}) for s in range(3)]
+        made += variant
+    return made
+
+
+def test_the_caption_names_the_rows_that_are_apart_from_zero_and_counts_those_tested(write):
+    text = reporting.report([write(*spread_rows(2), *seeds("mixup", 51, 60, 69))])
+    assert "Δ cross_entropy apart from zero: cutmix-v0, cutmix-v1 (3 rows tested)." in text
+
+
+def test_of_more_than_five_rows_those_are_named_that_survive_holm(write):
+    text = reporting.report([write(*spread_rows(5), *seeds("mixup", 80, 90.1, 100))])
+    assert "Δ cross_entropy apart from zero: mixup (6 rows tested, Holm's correction at 5% over all)." in text
+
+
+def test_a_single_seed_tests_nothing(write):
+    assert "apart from zero" not in reporting.report([write(record(), record("cutmix"))])
+
+
+# -- several budgets
+
+
+def test_methods_at_several_budgets_have_a_table_of_them_small_budgets_first(write):
+    made = [record("patch_swap", s, top1=50 + s, **{"budget.image_passes": 200_000}) for s in range(3)]
+    made += seeds("patch_swap", 40, 41, 42) + seeds("cross_entropy", 30, 31, 32) + [record("mixup")]
+    made += [record(top1=35.0, **{"budget.image_passes": 200_000})]
+    text = reporting.report([write(*made)])
+    title = "**shapes, resnet8: top-1 % by budget**"
+    assert text.count("by budget") == 1
+    found = cells(text.partition(title)[2])
+    half = f"{T_975_2 / 3**0.5:.2f}"
+    assert list(found) == ["cross_entropy", "patch_swap"]  # mixup has run at one budget
+    assert list(found["patch_swap"]) == ["96,000 image passes", "200,000 image passes"]
+    assert found["patch_swap"] == {"96,000 image passes": f"41.00 ± {half}", "200,000 image passes": f"51.00 ± {half}"}
+    assert found["cross_entropy"] == {"96,000 image passes": f"31.00 ± {half}", "200,000 image passes": "35.00"}
+    assert "over seeds 0, 1, 2, not all of them in every cell; methods" in text
+
+
+def test_one_budget_has_no_such_table(write):
+    others = [record("cutmix", **{"budget.image_passes": 64_000}), record(**{"model.name": "resnet14"})]
+    assert "by budget" not in reporting.report([write(record(), *others)])
+
+
+def test_budgets_of_unlike_protocols_say_so(write):
+    other = record(**{"budget.image_passes": 64_000, "data.flip": True})
+    assert "The protocols of these budgets differ: data.flip: " in reporting.report([write(record(), other)])
+
+
+# -- other tasks
+
+MEAN_IOU = [
+    {"name": "mean_iou", "title": "mean IoU", "unit": "%", "better": "higher", "digits": 1},
+    {"name": "boundary", "title": "boundary error", "unit": "px", "better": "lower", "digits": 2},
+    {"name": "bias", "title": "area bias", "unit": "", "better": "zero", "digits": 3},
+]
+
+
+def segmented(method: str, seed: int = 0, mean_iou: float = 60.0, **changes) -> Record:
+    """A record of a task that nobody registered here."""
+    final = {"mean_iou": mean_iou, "boundary": 3.25, "bias": 0.0125, "n_test": 100}
+    return record(method, seed, **{"final": final, "task": "segmentation", "metrics": MEAN_IOU, **changes})
+
+
+def test_the_columns_are_the_metrics_that_the_records_list(write):
+    text = reporting.report([write(segmented("cross_entropy"), segmented("patch_swap", mean_iou=61.5))])
+    row = cells(text)["patch_swap"]
+    expected = ["mean IoU %", "Δ cross_entropy", "boundary error", "area bias", "epochs", "seconds"]
+    assert list(row) == expected
+    assert list(row.values())[:4] == ["61.5", "+1.5", "3.25", "+0.013"]
+    assert "Better: higher mean IoU; lower boundary error (px); area bias near zero." in text
+    assert "Δ: difference in mean IoU, in points." in text
+
+
+def test_the_numbers_have_columns_for_the_metrics_of_every_table(write):
+    folder = write(segmented("cross_entropy"), record(**{"model.name": "resnet14"}))
+    lines = {line["model"]: line for line in csv.DictReader(io.StringIO(reporting.csv([folder])))}
+    assert (lines["resnet8"]["mean_iou"], lines["resnet8"]["top1"]) == ("60.0", "")
+    assert (lines["resnet14"]["mean_iou"], lines["resnet14"]["top1"]) == ("", "50.0")
+
+
+def test_records_without_any_figure_of_their_task_are_refused(write):
+    with pytest.raises(ValueError, match="cross_entropy-s0: there is no figure that the task measures"):
+        reporting.report([write(record(final={"n_test": 5}))])
+
+
+# -- where the runs come from
+
+
+def test_a_table_that_mixes_devices_or_revisions_names_them_below(write):
+    made = [record(revision="a1b2c3d4" * 5), record("cutmix", revision="b2c3d4e5" * 5 + "+", device="NVIDIA H100")]
+    text = reporting.report([write(*made)])
+    assert text.endswith("\n\nRuns on NVIDIA H100 and cpu; code of revisions a1b2c3d and b2c3d4e+.\n")
+
+
+def test_threads_of_a_cpu_are_no_other_device(write):
+    text = reporting.report([write(record(), record("cutmix", device="cpu, 1 threads"))])
+    assert "Runs on" not in text and "revision" not in text
 
 
 # -- which records
