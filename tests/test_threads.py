@@ -273,8 +273,7 @@ def test_a_run_side_by_side_is_started_with_its_share(cores, monkeypatch, tmp_pa
     threads.prepare()
     given = {}
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda command, *, env, **rest: given.update(env))
-    job = jobs._start(jobs.Config(), 0, 4, tmp_path)
-    job.output.close()
+    jobs._Worker(0, 4, tmp_path)
     assert (given["OMP_NUM_THREADS"], given["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
     assert given["PATH"] == os.environ["PATH"]
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from psd import threads
@@ -48,9 +49,7 @@ class _Worker:
     config: Config | None  # what it is at work on
 
     def give(self, config: Config) -> None:
-        settings = config.to_dict()
-        settings["run"] |= {"resume": "auto", "progress": False}
-        self._file.write_text(json.dumps(settings), encoding="utf-8")
+        self._file.write_text(json.dumps(config.to_dict()), encoding="utf-8")
         self.config = config
         with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, which `answer` tells
             assert self._process.stdin is not None
@@ -139,6 +138,7 @@ def train_all(
         raise Refused(f"jobs must be at least 1, got {jobs}")
     if seconds is not None and not seconds > 0:
         raise Refused(f"the time limit must be above 0 seconds, got {seconds}")
+    configs = [replace(config, run=replace(config.run, resume="auto", progress=False)) for config in configs]
     todo = [config for config in configs if finished(config) is None]
     done, failed = len(configs) - len(todo), []
     if done and todo:

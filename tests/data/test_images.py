@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psd import data
-from psd.data.images import ImageData, choose, chosen_classes, fit_or_tune, take
+from psd.data.images import ImageData, choose, chosen_classes, fit_or_tune, take, with_label_noise
 
 NAMES = tuple("abcdef")
 
@@ -167,6 +167,25 @@ def test_the_root_is_the_folder_psd_data_names(monkeypatch):
 def test_the_root_is_data_where_psd_data_is_not_set(monkeypatch):
     monkeypatch.delenv("PSD_DATA", raising=False)
     assert data.default_root() == Path("data")
+
+
+@given(st.floats(0, 1), st.integers(0, 9))
+def test_label_noise_draws_that_share_of_the_labels_from_the_other_classes(share, seed):
+    noisy = with_label_noise(some(), share, seed)
+    wrong = noisy.targets != some().targets
+    assert int(wrong.sum()) == round(share * 30) and set(noisy.targets.tolist()) <= set(range(6))
+    assert noisy.images is not None and torch.equal(noisy.images, some().images)
+
+
+def test_label_noise_is_a_function_of_its_seed_and_leaves_the_data_it_is_given():
+    data = some()
+    first, again, other = (with_label_noise(data, 0.5, seed).targets for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(data.targets, some().targets)
+
+
+def test_label_noise_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="label_noise needs at least 2 classes, got 1"):
+        with_label_noise(replace(some(), targets=torch.zeros(30, dtype=torch.int64), classes=("a",)), 0.5, 0)
 
 
 def test_importing_the_package_loads_no_image_library():
