@@ -22,7 +22,7 @@ if threads.asked():
 
 from psd.losses import LossTerms, SelfDistillationLoss
 from psd.pairs import ClassPairs, PairedBatchSampler, same_class_partner
-from psd.swap import PatchSwap, patch_swap
+from psd.swap import PatchSwap, patch_mask, patch_swap
 
 if TYPE_CHECKING:
     from psd import data, methods, models
@@ -75,6 +75,7 @@ __all__ = [
     "load_model",
     "methods",
     "models",
+    "patch_mask",
     "patch_swap",
     "plots",
     "report",

@@ -35,7 +35,8 @@ class SelfDistillationLoss(nn.Module):
         L = 1/2 [CE(z_a, y) + CE(z_b, y)] + w T^2 1/2 [KL(q_a || q_b) + KL(q_b || q_a)] + v D(h_a, h_b)
 
     with logits z, q = softmax(z / T), and penultimate features h. KL's first argument is the teacher; it is summed
-    over classes and averaged over pairs. D is taken after L2 normalisation and averaged over pairs.
+    over classes and averaged over pairs, of dense logits (one prediction a pixel) over the positions of all pairs. D is
+    taken after L2 normalisation and averaged over pairs.
 
     Args:
         temperature: T > 0. The factor T^2 keeps the gradient's size as T grows (Hinton et al. 2015, section 2.1).
@@ -46,6 +47,7 @@ class SelfDistillationLoss(nn.Module):
         cross_entropy: the images that learn from the label: "both" (mean of the two), "a" or "b".
         feature_weight: v >= 0; features must be given when it is positive.
         feature_distance: D = "cosine": 1 - cos(h_a, h_b), or "mse": ||h_a - h_b||^2 of the normalised features.
+        ignore_index: label of the positions that count neither in the cross-entropy nor in the divergence.
 
     Raises:
         ValueError: naming the argument and its value.
@@ -70,6 +72,7 @@ class SelfDistillationLoss(nn.Module):
         cross_entropy: CrossEntropy = "both",
         feature_weight: float = 0.0,
         feature_distance: FeatureDistance = "cosine",
+        ignore_index: int = -100,
     ) -> None:
         super().__init__()
         _check_number("temperature", temperature, positive=True)
@@ -79,6 +82,8 @@ class SelfDistillationLoss(nn.Module):
         _check_choice("direction", direction, get_args(Direction))
         _check_choice("cross_entropy", cross_entropy, get_args(CrossEntropy))
         _check_choice("feature_distance", feature_distance, get_args(FeatureDistance))
+        if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+            raise ValueError(f"ignore_index must be an integer, got {ignore_index!r}")
         self.temperature = temperature
         self.weight = weight
         self.detach = detach
@@ -86,6 +91,7 @@ class SelfDistillationLoss(nn.Module):
         self.cross_entropy = cross_entropy
         self.feature_weight = feature_weight
         self.feature_distance = feature_distance
+        self.ignore_index = ignore_index
 
     def forward(
         self,
@@ -95,32 +101,46 @@ class SelfDistillationLoss(nn.Module):
         features_a: Tensor | None = None,
         features_b: Tensor | None = None,
     ) -> LossTerms:
-        """Logits (N, C); target (N,) int64 labels or (N, C) probabilities; features (N, D). Means over the N pairs.
+        """Logits (N, C) or dense (N, C, *spatial), for example (N, C, H, W).
 
+        Target: labels (N, *spatial) of any integer dtype, 0 <= label < C or `ignore_index`, or probabilities of the
+        logits' shape. Features (N, D). Where every label is `ignore_index`, cross-entropy and divergence are 0.
         bf16 and fp16 inputs are computed in float32, the others in their own precision.
 
         Raises:
-            ValueError: shapes that differ, labels out of range (looked at on the CPU only: on a GPU the look would
-                make every step wait), features missing while `feature_weight` is positive.
+            ValueError: shapes that differ, float or bool labels, labels out of range and rows that are no probabilities
+                (looked at on the CPU only: on a GPU the look would make every step wait), features missing while
+                `feature_weight` is positive.
         """
-        _check_logits(logits_a, logits_b, target)
-        z_a, z_b = _at_least_float32(logits_a), _at_least_float32(logits_b)
-        cross_entropy = self._cross_entropy(z_a, z_b, target)
-        distillation = self._distillation(z_a, z_b, target)
+        _check_inputs(logits_a, logits_b, target, self.ignore_index)
+        z_a, z_b = (_one_row_per_position(_at_least_float32(z)) for z in (logits_a, logits_b))  # (M, C), M positions
+        if target.is_floating_point():
+            y = _one_row_per_position(target.to(z_a.dtype))  # (M, C)
+            cross_entropy, distillation = self._cross_entropy(z_a, z_b, y), self._distillation(z_a, z_b, y)
+        else:
+            y = target.long().flatten()  # (M,)
+            ignored = (y == self.ignore_index)[:, None]  # (M, 1)
+            # equal logits: there no divergence, and no gradient whatever the logits were
+            z_a, z_b = z_a.masked_fill(ignored, 0), z_b.masked_fill(ignored, 0)
+            counted = (~ignored).sum().to(z_a.dtype)
+            # a mean over nothing is NaN
+            cross_entropy = self._cross_entropy(z_a, z_b, y).where(counted > 0, 0)
+            # a mean over M becomes one over those that count; exactly times 1 where all do
+            distillation = self._distillation(z_a, z_b, y) / (counted.clamp(min=1) / counted.new_full((), len(y)))
         total = cross_entropy + self.weight * distillation
         feature = torch.zeros_like(total)
         if self.feature_weight > 0:
-            feature = self._feature(features_a, features_b, len(z_a))
+            feature = self._feature(features_a, features_b, len(logits_a))
             total = total + self.feature_weight * feature
         return LossTerms(total, cross_entropy, distillation, feature)
 
     def _cross_entropy(self, z_a: Tensor, z_b: Tensor, target: Tensor) -> Tensor:
-        target = target.to(z_a.dtype) if target.is_floating_point() else target
         if self.cross_entropy == "a":
-            return F.cross_entropy(z_a, target)
+            return F.cross_entropy(z_a, target, ignore_index=self.ignore_index)
         if self.cross_entropy == "b":
-            return F.cross_entropy(z_b, target)
-        return (F.cross_entropy(z_a, target) + F.cross_entropy(z_b, target)) / 2
+            return F.cross_entropy(z_b, target, ignore_index=self.ignore_index)
+        ce_a, ce_b = (F.cross_entropy(z, target, ignore_index=self.ignore_index) for z in (z_a, z_b))
+        return (ce_a + ce_b) / 2
 
     def _distillation(self, z_a: Tensor, z_b: Tensor, target: Tensor) -> Tensor:
         log_q_a = F.log_softmax(z_a / self.temperature, dim=1)
@@ -132,14 +152,15 @@ class SelfDistillationLoss(nn.Module):
         elif self.direction == "symmetric":
             kl = (self._kl(log_q_a, log_q_b) + self._kl(log_q_b, log_q_a)) / 2
         else:
-            target = target.to(z_a.dtype) if target.is_floating_point() else target
-            easier = F.cross_entropy(z_a, target, reduction="none") <= F.cross_entropy(z_b, target, reduction="none")
-            a_teaches = (easier == (self.direction == "easy_to_hard"))[:, None]  # (N, 1)
+            ce_a, ce_b = (
+                F.cross_entropy(z, target, ignore_index=self.ignore_index, reduction="none") for z in (z_a, z_b)
+            )
+            a_teaches = ((ce_a <= ce_b) == (self.direction == "easy_to_hard"))[:, None]  # (M, 1)
             kl = self._kl(torch.where(a_teaches, log_q_a, log_q_b), torch.where(a_teaches, log_q_b, log_q_a))
         return self.temperature**2 * kl
 
     def _kl(self, log_teacher: Tensor, log_student: Tensor) -> Tensor:
-        """KL(teacher || student): summed over classes, averaged over pairs."""
+        """KL(teacher || student): summed over classes, averaged over rows."""
         if self.detach:
             log_teacher = log_teacher.detach()
         return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
@@ -164,7 +185,8 @@ class SelfDistillationLoss(nn.Module):
         return (
             f"temperature={self.temperature}, weight={self.weight}, detach={self.detach}, "
             f"direction={self.direction!r}, cross_entropy={self.cross_entropy!r}, "
-            f"feature_weight={self.feature_weight}, feature_distance={self.feature_distance!r}"
+            f"feature_weight={self.feature_weight}, feature_distance={self.feature_distance!r}, "
+            f"ignore_index={self.ignore_index}"
         )
 
 
@@ -179,7 +201,7 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 def check_probabilities(target: Tensor) -> None:
-    """ValueError for rows (N, C) that are no probabilities; looked at on the CPU only, where no step waits for it."""
+    """ValueError for rows (N, C) or (N, C, *spatial) that are no probabilities; looked at on the CPU only, where no step waits for it."""
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
     if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
@@ -188,6 +210,11 @@ def check_probabilities(target: Tensor) -> None:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _one_row_per_position(x: Tensor) -> Tensor:
+    """(N, C, *spatial) -> (M, C) with the M = N * spatial positions in the order of labels (N, *spatial)."""
+    return x if x.ndim == 2 else x.movedim(1, -1).flatten(0, -2)
 
 
 def _check_number(name: str, value: object, positive: bool = False) -> None:
@@ -201,25 +228,29 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _check_logits(logits_a: Tensor, logits_b: Tensor, target: Tensor) -> None:
-    if logits_a.ndim != 2 or logits_a.shape != logits_b.shape:
+def _check_inputs(logits_a: Tensor, logits_b: Tensor, target: Tensor, ignore_index: int) -> None:
+    if logits_a.ndim < 2 or logits_a.shape != logits_b.shape:
         raise ValueError(
-            f"logits_a and logits_b must have one shape (N, C), got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}"
+            "logits_a and logits_b must have one shape (N, C) or (N, C, *spatial), "
+            f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}"
         )
-    n, classes = logits_a.shape
-    if n == 0:
-        raise ValueError("logits_a holds no pairs: its shape is (0, C)")
+    n, classes, *spatial = logits_a.shape
+    if 0 in logits_a.shape:
+        raise ValueError(f"logits_a holds no pairs: its shape is {tuple(logits_a.shape)}")
     probabilities = target.is_floating_point()
-    expected = (n, classes) if probabilities else (n,)
+    if target.dtype == torch.bool or (probabilities and tuple(target.shape) == (n, *spatial)):
+        raise ValueError(f"target holds labels of {target.dtype}, which are no integers; write target.long()")
+    expected = (n, classes, *spatial) if probabilities else (n, *spatial)
     if tuple(target.shape) != expected:
         raise ValueError(f"target must have shape {expected}, got {tuple(target.shape)} of {target.dtype}")
-    if not probabilities and target.dtype != torch.int64:
-        raise ValueError(f"target must be int64 labels (N,) or probabilities (N, C), got {target.dtype}")
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
     if probabilities:
         check_probabilities(target)
-    elif not 0 <= int(target.min()) <= int(target.max()) < classes:
+        return
+    labels = target[target != ignore_index].long()
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
-            f"target holds labels from {int(target.min())} to {int(target.max())}, the logits have {classes} classes"
+            f"target holds labels from {int(labels.min())} to {int(labels.max())}, the logits have {classes} classes; "
+            f"positions to leave out hold ignore_index, which is {ignore_index}"
         )

@@ -9,7 +9,7 @@ move (`ratio`) is not stated there and is an option here.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,9 @@ def patch_swap(
         )
     swapped = mask.to(x_a.device)[:, None, :, None, :, None]  # (N, 1, H/m, 1, W/m, 1)
     a, b = _to_patches(x_a, rows, columns), _to_patches(x_b, rows, columns)  # (N, C, H/m, m, W/m, m), views
-    return _like(x_a, _to_images(torch.where(swapped, b, a))), _like(x_b, _to_images(torch.where(swapped, a, b)))
+    bitwise = x_a.device.type == "cpu" and not x_a.is_complex() and not torch.compiler.is_compiling()
+    a2, b2 = (_ExchangeBits.apply if bitwise else _exchange)(a, b, swapped)
+    return _like(x_a, _to_images(a2)), _like(x_b, _to_images(b2))
 
 
 def patch_mask(
@@ -117,6 +119,46 @@ class PatchSwap(nn.Module):
 
     def extra_repr(self) -> str:
         return f"patch_size={self.patch_size}, p={self.p}, ratio={self.ratio}"
+
+
+def _exchange(a: Tensor, b: Tensor, swapped: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(swapped, b, a), torch.where(swapped, a, b)
+
+
+class _ExchangeBits(torch.autograd.Function):
+    """`_exchange` on a CPU, where bitwise operations take many elements at once and torch.where takes one by one.
+
+    Bits have no gradient, hence a function of its own: the exchange is linear and its own transpose.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, swapped: Tensor) -> tuple[Tensor, Tensor]:
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        mask = swapped.to(integer).neg_()  # all bits of a swapped position are 1
+        if a.stride(-1) == 1:  # the pixels of a row are neighbours in memory: make runs longer than one patch
+            mask = mask.expand(*mask.shape[:-1], a.shape[-1]).contiguous()
+        bits_a, bits_b = a.view(integer), b.view(integer)
+        # a2 = a ^ d and b2 = b ^ d with d = (a ^ b) & mask; in place, because new memory costs more than the arithmetic
+        a2 = bits_a ^ bits_b
+        a2 &= mask
+        b2 = bits_b ^ a2
+        a2 ^= bits_a
+        return a2.view(a.dtype), b2.view(b.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_exchange(*gradients, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_a: Tensor, tangent_b: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        return _exchange(tangent_a, tangent_b, *ctx.saved_tensors)
 
 
 def _to_patches(x: Tensor, rows: int, columns: int) -> Tensor:
