@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from psd import methods, models, tasks
+from psd import data, methods, models, tasks
 from psd.checks import Refused, check_settings, did_you_mean
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
@@ -36,8 +36,8 @@ CHOSEN_LATER = {("run", "device"): None, ("run", "precision"): "auto"}  # the va
 class DataConfig:
     """Which images, and how they are augmented.
 
-    name: shapes, cifar100, cifar100-small, imagenet, tiny-imagenet or folder:PATH. root: folder of the data sets;
-    PSD_DATA if None.
+    name: one of `psd.data.names()`, your own registered ones among them. root: folder of the data sets; PSD_DATA if
+    None.
     split: "train" (and the test split is what is measured) or "fit" (and "tune" is measured: for choosing settings).
     classes, per_class: a seeded subset of the training images, and of the classes in the test.
     size: side in pixels (shapes; folders, whose images are then decoded into memory once). count: training images to
@@ -71,6 +71,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
         check_settings("data", self, **counts, crop_padding=">= 0", crop_scale="> 0 and <= 1", workers=">= 0")
+        data.check_name(self.name)
 
     @property
     def label(self) -> str:

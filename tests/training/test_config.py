@@ -625,6 +625,11 @@ def test_an_unknown_model_names_the_nearest():
         ModelConfig("resnt14")
 
 
+def test_an_unknown_data_set_names_the_nearest():
+    with pytest.raises(ValueError, match=r"data.name 'shape' is unknown; did you mean 'shapes'\? Known: shapes, cifar"):
+        DataConfig("shape")
+
+
 @pytest.mark.parametrize("variant", ["T2", "no-decay", "p0.5", "a_to_b"])
 def test_a_variant_may_hold_what_a_file_name_holds(variant):
     assert RunConfig(variant=variant).variant == variant
