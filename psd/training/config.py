@@ -69,9 +69,9 @@ class DataConfig:
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
+        data.check_name(self.name)
         counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
         check_settings("data", self, **counts, crop_padding=">= 0", crop_scale="> 0 and <= 1", workers=">= 0")
-        data.check_name(self.name)
 
     @property
     def label(self) -> str:

@@ -19,8 +19,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
-from psd import cli, methods
+from psd import cli, methods, models
 from psd.checks import Refused
 from psd.cli.settings import read_settings
 from psd.data import download, shapes
@@ -125,7 +126,8 @@ def assert_refused(done: Done, *words: str) -> None:
 def final_line(record: dict[str, Any]) -> str:
     """The final metrics as `psd train` and `psd evaluate` print them; the tests' data has 2 classes, so no top-5."""
     final = record["final"]
-    return f"top-1 {final['top1']:.2f} %   NLL {final['nll']:.4f}   ECE {final['ece']:.4f}   n {final['n_test']}\n"
+    calibration = f"ECE {final['ece']:.3f}   overconfidence {final['overconfidence']:.3f}"
+    return f"top-1 {final['top1']:.2f} %   NLL {final['nll']:.3f}   {calibration}   n {final['n_test']}\n"
 
 
 def read(file: Path | str) -> dict[str, Any]:
@@ -714,6 +716,15 @@ def test_evaluate_writes_nothing(run, trained):
     before = sorted(trained.parent.rglob("*"))
     run("evaluate", trained)
     assert sorted(trained.parent.rglob("*")) == before and files() == []
+
+
+def test_evaluate_normalises_as_the_run_s_weights_want_it(run):
+    weights = models.build("torchvision:resnet18", 4).state_dict()
+    save_file(weights, "weights.safetensors")
+    network = ["--model.name", "torchvision:resnet18", "--model.weights", "weights.safetensors"]
+    images = ["--data.classes", "4", "--data.count", "32"]
+    file, metrics = run("train", "shapes", *TINY, *images, *network).out.splitlines()
+    assert run("evaluate", file).out == metrics + "\n"
 
 
 @pytest.mark.parametrize(
