@@ -379,18 +379,48 @@ def recipe_path(name: str) -> Path:
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """The nested dict in a recipe's or file's YAML, its keys checked."""
+    """The nested dict in a recipe's or file's YAML, its keys checked.
+
+    With `extends: NAME`, of a recipe or of a file relative to this one, it is that one's dict, over which this file's
+    keys are merged (see `merge`; a list takes the place of a list).
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown key, files that extend one another in a circle.
+    """
+    return _read(recipe_path(name), ())
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """extending: the files that brought us here, each of which extends the next."""
     import yaml
 
-    path = recipe_path(name)
+    files = (*extending, path.resolve())
+    if files[-1] in extending:
+        circle = files[extending.index(files[-1]) :]
+        raise Refused(f"extends goes in a circle: {' -> '.join(file.name for file in circle)}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
+    if not isinstance(found, dict):
         raise Refused(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
+    values: dict[str, Any] = found
+    if "extends" in values:
+        values = merge(_read(_extended(path, values.pop("extends")), files), values)
     check_keys(values)
     return values
+
+
+def _extended(path: Path, given: Any) -> Path:
+    """The file that `extends: given` in the file `path` means."""
+    if given in recipe_names():
+        return recipe_path(given)
+    if isinstance(given, str) and (path.parent / given).is_file():
+        return path.parent / given
+    hint = did_you_mean(given, recipe_names()) or "."
+    raise Refused(
+        f"{path}: extends {given!r} is neither a recipe nor a file beside it{hint} Recipes: {recipes_in_brief()}"
+    )
 
 
 def recipe(name: str, **changes: dict[str, Any]) -> Config:

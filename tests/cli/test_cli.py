@@ -613,6 +613,20 @@ def with_two_budgets(recipe: Path) -> str:
     return recipe.read_text().replace("compare:\n", "compare:\n  budgets: [{epochs: 1}, {image_passes: 32}]\n")
 
 
+def test_train_and_compare_take_a_file_that_extends_another(run, small):
+    Path("mine.yaml").write_text(f"extends: {small}\nmethod: {{name: cutmix}}\ncompare: {{seeds: [1], methods: []}}\n")
+    assert run("train", "mine.yaml").out.startswith(f"runs/{NAME.replace('patch_swap', 'cutmix')}.json\n")
+    done = run("compare", "mine.yaml", "--run.output", "compared")
+    assert done.code == 0
+    assert [file.name for file in Path("compared").rglob("*-s*.json")] == ["cutmix-s1.json"]
+
+
+def test_a_recipe_that_extends_what_there_is_not_is_refused(run):
+    Path("mine.yaml").write_text("extends: shape\n")
+    for command in ("train", "compare"):
+        assert_refused(run(command, "mine.yaml"), "mine.yaml: extends 'shape' is neither", "did you mean 'shapes'?")
+
+
 def test_compare_has_a_table_and_figures_for_every_budget(run, small):
     Path("two.yaml").write_text(with_two_budgets(small))
     done = run("compare", "two.yaml", "--seeds", 0)
