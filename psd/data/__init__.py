@@ -14,6 +14,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,17 @@ def load(
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if root in SPLITS:
+        raise Refused(f"root={root!r} is the name of a split: write split={root!r}")
     function, folder = _find(name, Path(root) if root is not None else default_root())
     options = {"classes": classes, "per_class": per_class, "size": size, "count": count, "seed": seed, "verify": verify}
     given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
     taken = inspect.signature(function).parameters
     for key, value in given.items():
+        if key != "verify":
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise Refused(f"{key} must be an integer, got {value!r}")
+            given[key] = int(value)
         if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             raise Refused(f"{key}={value} does not apply to the data set {name!r}; leave it out")
     return function(folder, split, **given)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from psd import data, methods, models, tasks
-from psd.checks import Refused, check_settings, did_you_mean
+from psd.checks import Refused, check_settings, did_you_mean, plain
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
@@ -110,6 +112,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings("model", self)
+        self.options = {key: plain(value) for key, value in self.options.items()}
         models.check_name(self.name)
 
 
@@ -172,7 +175,8 @@ class OptimizerConfig:
     head_lr: float | None = None
 
     def __post_init__(self) -> None:
-        self.milestones = tuple(self.milestones)  # YAML and JSON have no tuples
+        if isinstance(self.milestones, Iterable) and not isinstance(self.milestones, str):  # YAML has no tuples
+            self.milestones = tuple(map(plain, self.milestones))
         check_settings(
             "optimizer",
             self,
@@ -245,8 +249,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
-        for name, kind in SECTIONS.items():
-            setattr(self, name, _section(name, kind, getattr(self, name)))
+        for name in SECTIONS:
+            setattr(self, name, section(name, getattr(self, name)))
         self.method = _method(self.method)
         if self.data.replicate and self.data.seed != self.run.seed:
             if self.data.seed:
@@ -285,17 +289,39 @@ SECTIONS: dict[str, type] = {
     "task": TaskConfig,
 }
 NAMED = ("task", "data", "model")  # sections that a name alone describes
+ITSELF = ("data", "model", "optimizer")  # sections whose thing itself somebody may have in hand
+FORMS = {  # what the others may be
+    "budget": "a number of epochs, a mapping of settings such as {'image_passes': 200_000}",
+    "optimizer": "a mapping of settings such as {'name': 'adamw', 'lr': 0.001}",
+    "run": "a mapping of settings such as {'seed': 1}",
+}
 
 
-def _section(name: str, kind: type, given: Any) -> Any:
-    """A section as what it is, a mapping of its settings, or a name."""
+def section(name: str, given: Any) -> Any:
+    """A section of a configuration as what it is, a mapping of its settings, a name, or a number of epochs."""
+    kind = SECTIONS[name]
     if isinstance(given, kind):
         return given
     if isinstance(given, dict):
+        for key in given:
+            if key not in {f.name for f in dataclasses.fields(kind)}:
+                raise Refused(_unknown(f"{name}.{key}", known_keys(None)))
         return kind(**given)
     if isinstance(given, str) and name in NAMED:
         return kind(name=given)
-    raise Refused(f"{name} must be a psd.config.{kind.__name__} or a mapping of its settings, got {given!r}")
+    if name == "budget" and isinstance(given, Integral) and not isinstance(given, bool):
+        return kind(epochs=int(given))
+    forms = FORMS.get(name, "a name, a mapping of settings")
+    raise Refused(
+        f"{name} must be {forms} or a psd.config.{kind.__name__}, got {_in_brief(given)}"
+        + (f"; psd.fit takes the {name} itself" if name in ITSELF and not isinstance(given, str) else "")
+    )
+
+
+def _in_brief(given: Any) -> str:
+    """A value in part of a line: many a thing's repr fills a page."""
+    plain = given is None or isinstance(given, (str, int, float, list, type))
+    return repr(given) if plain and len(repr(given)) < 100 else f"an instance of {type(given).__name__}"
 
 
 def _method(given: Any) -> Method:
@@ -309,7 +335,7 @@ def _method(given: Any) -> Method:
     remedy = "psd.methods.build('patch_swap', patch_size=4)"
     if isinstance(given, type) and issubclass(given, Method):
         remedy = f"an instance of it, {given.__name__}()"
-    raise Refused(f"method must be a name or a method, such as {remedy}, got {given!r}")
+    raise Refused(f"method must be a name or a method, such as {remedy}, got {_in_brief(given)}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:

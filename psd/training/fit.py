@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from psd import models, tasks
+from psd.checks import Refused
 from psd.data import TUNE_APART, ImageData, load
 from psd.data.items import class_names
 from psd.data.normalisation import Normalisation
@@ -48,6 +49,8 @@ def train(config: Config, on_epoch: Callable[[Entry], None] | None = None) -> Re
         ValueError: bad settings or data. OSError: a place that cannot be written. Diverged: a loss that is not finite.
         Interrupted: SIGTERM came, and a checkpoint was written.
     """
+    if not isinstance(config, Config):
+        raise Refused(f"config must be a psd.Config, such as psd.config.recipe('shapes'), got {config!r}")
     with Place(config.run, RunFolder(config.run, config.name, {}).path) as place:
         settings = settings_of(config, place)
         done = place.processes.on_main(RunFolder(config.run, config.name, settings).finished)
