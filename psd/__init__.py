@@ -25,7 +25,7 @@ from psd.pairs import ClassPairs, PairedBatchSampler, same_class_partner
 from psd.swap import PatchSwap, patch_mask, patch_swap
 
 if TYPE_CHECKING:
-    from psd import data, methods, models
+    from psd import data, methods, models, tasks
     from psd.calibration import Temperature
     from psd.reporting import plots
     from psd.reporting.tables import report
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from psd.training.checkpoints import load_model
     from psd.training.config import Config
     from psd.training.evaluation import calibrate, evaluate
-    from psd.training.fit import train
+    from psd.training.fit import fit, train
     from psd.training.records import Record
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ _LAZY = {
     "calibrate": "psd.training.evaluation",
     "Metrics": "psd.tasks",
     "evaluate": "psd.training.evaluation",
+    "fit": "psd.training.fit",
     "Record": "psd.training.records",
     "load_model": "psd.training.checkpoints",
     "train": "psd.training.fit",
@@ -56,6 +57,7 @@ _MODULES = {
     "methods": "psd.methods",
     "models": "psd.models",
     "plots": "psd.reporting.plots",
+    "tasks": "psd.tasks",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "config",
     "data",
     "evaluate",
+    "fit",
     "load_model",
     "methods",
     "models",
@@ -80,6 +83,7 @@ __all__ = [
     "plots",
     "report",
     "same_class_partner",
+    "tasks",
     "train",
 ]
 

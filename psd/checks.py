@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -55,12 +56,20 @@ def check_settings(section: str, settings: Any, only: str | None = None, **bound
         if only not in (None, name):
             continue
         value, bound = getattr(settings, name), bounds.get(name, "")
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # as a Python number
-            value = value.item()
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            value = plain(value)
             setattr(settings, name, value)
         kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+        if isinstance(value, os.PathLike) and str in kinds:
+            value = os.fspath(value)
+            setattr(settings, name, value)
         if not any(_fits(value, kind, bound) for kind in kinds):
             raise Refused(f"{section}.{name} must be {' or '.join(_words(k, bound) for k in kinds)}, got {value!r}")
+
+
+def plain(value: Any) -> Any:
+    """NumPy's and torch's numbers and arrays as Python's, which files hold; other values as they are."""
+    return value.tolist() if type(value).__module__.partition(".")[0] in ("numpy", "torch") else value
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:

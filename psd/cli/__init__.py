@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from psd import models, tasks
 from psd.checks import Refused, did_you_mean
 from psd.cli.settings import at_home, list_settings, read_settings
 from psd.training import config
@@ -74,7 +75,7 @@ def _train(options: argparse.Namespace) -> None:
     print(Path(run.run.output) / f"{record.name}.json")
     if record.epochs[-1].get("skipped"):
         print(f"files that could not be read, with others shown in their place: {record.epochs[-1]['skipped']}")
-    _print_final(record.final)
+    _print_final(record.final, record.task)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -163,9 +164,10 @@ def _save_details(tables: list[list[Path]]) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from psd.data.loaders import measured
+    from psd.data.normalisation import Normalisation
     from psd.training.checkpoints import load_model
-    from psd.training.evaluation import evaluate
-    from psd.training.fit import load_data
+    from psd.training.evaluation import meter
+    from psd.training.fit import load_data, load_tune
     from psd.training.records import Record
 
     file = options.run_path.resolve()
@@ -173,13 +175,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     model = load_model(folder)
     record = Record.read(folder.with_name(f"{folder.name}.json"))
     data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
-    _, test = load_data(data)
+    network, task = record.config.get("model", {}), tasks.find(record.task)
+    statistics = models.normalisation(record.model, network.get("weights"))
+    how: dict[str, Any] = {"crop_size": data.crop_size, "workers": data.workers}
+    how["normalisation"] = None if statistics is None else Normalisation(*statistics)
+    test, tune = measured(load_data(data)[1], **how), load_tune(data)
     if len(test.classes) != model.num_classes:
         raise Refused(
             f"{data.name} now has {len(test.classes)} classes, the network of {folder} knows {model.num_classes}; "
             "give the data that it was trained on"
         )
-    _print_final(evaluate(model, measured(test, crop_size=data.crop_size, workers=data.workers)))
+    fitted_on = None if tune is None else meter(model, measured(tune, **how), task)
+    _print_final(meter(model, test, task).compute(fitted_on), record.task)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -415,9 +422,10 @@ def _one_process_speaks() -> Iterator[None]:
         yield
 
 
-def _print_final(final: dict[str, Any]) -> None:
-    top5 = "" if final["top5"] is None else f"top-5 {final['top5']:.2f} %   "
-    print(f"top-1 {final['top1']:.2f} %   {top5}NLL {final['nll']:.4f}   ECE {final['ece']:.4f}   n {final['n_test']}")
+def _print_final(final: dict[str, Any], task: str) -> None:
+    known = [metric for metric in tasks.find(task).metrics if final.get(metric.name) is not None]
+    shown = [f"{m.title} {final[m.name]:.{m.digits}f} {'%' if m.unit == '%' else ''}".rstrip() for m in known]
+    print("   ".join([*shown, f"n {final['n_test']}"]))
 
 
 def _one_line(error: Exception) -> str:

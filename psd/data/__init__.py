@@ -1,5 +1,7 @@
 """Data sets by name: `load("shapes")`, `load("cifar100")`, `load("cifar100-small")`, `load("folder:PATH")`.
 
+Each is a function `load(root, split, **options)` in a file here, or one of your own, made known by `register`.
+
 Files are looked for under `root`, else under the folder that the environment variable PSD_DATA names, else
 under `data` in the current directory. A missing data set stops with the command that gets it; nothing takes
 its place.
@@ -7,21 +9,43 @@ its place.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import re
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from psd.checks import Refused, did_you_mean
 from psd.data.images import ImageData, MissingData
 
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+Load = Callable[..., Any]
 
-NAMES = ("shapes", "cifar100", "cifar100-small", "imagenet", "tiny-imagenet", "folder:PATH")
+_BUILT_IN = {  # name: the file here, its function, and where it looks below the root
+    "shapes": ("shapes", "load", "."),
+    "cifar100": ("cifar100", "load", "."),
+    "cifar100-small": ("cifar100", "load_small", "."),
+    "imagenet": ("folder", "load", "imagenet"),
+    "tiny-imagenet": ("folder", "load", "tiny-imagenet"),
+}
+_REGISTERED: dict[str, Load] = {}
+
 SPLITS = ("train", "test", "fit", "tune")
 TUNE_APART = ("shapes", "cifar100-small")  # their tune split takes nothing from train
 
-__all__ = ["NAMES", "SPLITS", "TUNE_APART", "ImageData", "MissingData", "default_root", "load"]
+__all__ = [
+    "SPLITS",
+    "TUNE_APART",
+    "ImageData",
+    "MissingData",
+    "check_name",
+    "default_root",
+    "load",
+    "names",
+    "register",
+]
 
 
 def default_root() -> Path:
@@ -40,13 +64,13 @@ def load(
     count: int | None = None,
     seed: int = 0,
     verify: bool = True,
-) -> ImageData | ImageFolder:
+) -> Any:
     """Load one split of a data set.
 
     Args:
         name: "shapes" (drawn, no file), "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
             training images each), "folder:PATH" (PATH/train/<class>/* and PATH/val/<class>/*), "imagenet" or
-            "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet".
+            "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet"; or a registered one.
         root: the folder where data sets live; `default_root()` if None.
         split: "train", "test"; "fit" and "tune" are 90% and 10% of every class of train, cut with a fixed
             seed, for choosing hyperparameters. "shapes" and "cifar100-small" have tune apart from train, so
@@ -60,7 +84,8 @@ def load(
         verify: check that "cifar100" is CIFAR-100; False loads other data of the same layout, with a warning.
 
     Returns:
-        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`).
+        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`); for a
+        registered data set what its function gives.
 
     Raises:
         ValueError: an unknown name or split (with the nearest valid one), an argument that the data set does
@@ -72,35 +97,89 @@ def load(
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    folder = Path(root) if root is not None else default_root()
-    if name == "shapes":
-        _refuse(name, verify=None if verify else False)
-        from psd.data import shapes
-
-        return shapes.load(split, classes=classes, per_class=per_class, size=size, count=count, seed=seed)
-    if name in ("cifar100", "cifar100-small"):
-        _refuse(name, size=size, count=count)
-        from psd.data import cifar100
-
-        loader = cifar100.load if name == "cifar100" else cifar100.load_small
-        return loader(folder, split, classes=classes, per_class=per_class, seed=seed, verify=verify)
-    if name in ("imagenet", "tiny-imagenet") or name.startswith("folder:"):
-        _refuse(name, count=count, verify=None if verify else False)
-        from psd.data import folder as folders
-
-        path = Path(name.removeprefix("folder:")) if name.startswith("folder:") else folder / name
-        return folders.load(path, split, classes=classes, per_class=per_class, size=size, seed=seed)
-    raise unknown("data set", name, NAMES)
+    if root in SPLITS:
+        raise Refused(f"root={root!r} is the name of a split: write split={root!r}")
+    function, folder = _find(name, Path(root) if root is not None else default_root())
+    options = {"classes": classes, "per_class": per_class, "size": size, "count": count, "seed": seed, "verify": verify}
+    given = {key: value for key, value in options.items() if value != _DEFAULTS[key]}
+    taken = inspect.signature(function).parameters
+    for key, value in given.items():
+        if key != "verify":
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise Refused(f"{key} must be an integer, got {value!r}")
+            given[key] = int(value)
+        if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            raise Refused(f"{key}={value} does not apply to the data set {name!r}; leave it out")
+    return function(folder, split, **given)
 
 
-def unknown(what: str, given: str, known: tuple[str, ...]) -> Refused:
+_DEFAULTS = {key: p.default for key, p in inspect.signature(load).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def register(name: str, load: Load) -> Load:
+    """Make a data set of your own known by its name: to `psd.data.load`, and as `data.name` of a configuration.
+
+    Args:
+        name: part of a record's path, so of letters, digits and .-_ alone.
+        load: (root, split, **options) -> `ImageData`, or any map-style data set of (image, target).
+            root: a pathlib.Path, the folder where data sets live. split: "train", "test" or, where a run asks for them,
+            "fit" and "tune"; ValueError for one that there is not.
+            options: classes, per_class, size, count, seed and verify, each as in `psd.data.load`. One is passed where
+            it is set to something else than its default there, and never otherwise; one that was set but is no
+            parameter of this function is refused. So `def load(root, split)` is a data set without options.
+
+    Returns:
+        load, as it is.
+
+    Raises:
+        ValueError: a name that is taken or cannot be part of a path, a function that does not take (root, split).
+
+    >>> def drawn(root, split, *, size=16):
+    ...     return load("shapes", split=split, size=size, count=8)
+    >>> register("my-shapes", drawn) is drawn
+    True
+    >>> load("my-shapes", size=24).images.shape
+    torch.Size([8, 3, 24, 24])
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise Refused(f"data.name is part of a file name: letters, digits, '.-_' only, got {name!r}")
+    if name in names() and _REGISTERED.get(name) is not load:
+        raise Refused(f"data.name {name!r} is taken; known: {', '.join(names())}")
+    try:
+        inspect.signature(load).bind(Path(), "train")
+    except TypeError as error:
+        raise Refused(f"load of {name!r} must be a function load(root, split, **options): {error}") from None
+    _REGISTERED[name] = load
+    return load
+
+
+def names() -> list[str]:
+    """The names of all data sets: those with a file here, and what is registered.
+
+    >>> names()[:2]
+    ['shapes', 'cifar100']
+    """
+    return [*_BUILT_IN, *_REGISTERED, "folder:PATH"]
+
+
+def check_name(name: str) -> None:
+    """ValueError, with the nearest known name, for one that `load` does not know; no file is looked at."""
+    if not isinstance(name, str) or not (name.startswith("folder:") or name in names()[:-1]):
+        raise unknown("data.name", name, names())
+
+
+def _find(name: str, root: Path) -> tuple[Load, Path]:
+    """The function that loads a data set, and the folder that it is given."""
+    check_name(name)
+    if name in _REGISTERED:
+        return _REGISTERED[name], root
+    if name.startswith("folder:"):
+        return importlib.import_module(f"{__name__}.folder").load, Path(name.removeprefix("folder:"))
+    file, function, place = _BUILT_IN[name]
+    return getattr(importlib.import_module(f"{__name__}.{file}"), function), root / place
+
+
+def unknown(what: str, given: str, known: Sequence[str]) -> Refused:
     """The error for a name that is not among the known ones, with the nearest of them."""
     hint = did_you_mean(given, known) or "."
     return Refused(f"{what} {given!r} is unknown{hint} Known: {', '.join(known)}")
-
-
-def _refuse(name: str, **arguments: object) -> None:
-    """Raise for the first argument that was given although this data set has no use for it."""
-    for argument, value in arguments.items():
-        if value is not None:
-            raise Refused(f"{argument}={value} does not apply to the data set {name!r}; leave it out")

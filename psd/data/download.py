@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from psd.checks import Refused
-from psd.data import NAMES, cifar100, default_root, unknown
+from psd.data import cifar100, default_root, names, unknown
 from psd.data.images import MissingData
 
 HUB = "uoft-cs/cifar100"  # the mirror, a data set repository on the Hugging Face hub
@@ -55,7 +55,7 @@ def get(name: str, root: str | os.PathLike[str] | None = None) -> None:
     elif name.startswith("folder:"):
         print(f"{name} is read where it is: there is nothing to download")
     else:
-        raise unknown("data set", name, NAMES)
+        raise unknown("data set", name, names())
 
 
 def check(root: str | os.PathLike[str] | None = None) -> list[Row]:

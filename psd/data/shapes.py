@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -187,6 +188,7 @@ def _boxes(masks: Tensor) -> Tensor:
 
 
 def load(
+    root: Path,
     split: str,
     *,
     classes: int | None = None,
@@ -201,6 +203,7 @@ def load(
     tune need not be cut out of it, because drawn data has no shortage.
 
     Args:
+        root: nothing is read there.
         split: "train", "fit", "tune" or "test".
         classes: that many of the 16 classes, drawn by `seed`.
         per_class: images of each class.

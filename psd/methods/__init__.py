@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from psd import swap  # not its names: `patch_swap` is a method's module here
-from psd.checks import Refused, did_you_mean, refusing
+from psd.checks import Refused, did_you_mean, plain, refusing
 from psd.losses import LossTerms
 
 NEEDS = ("partner", "view", "previous", "raw", "other")
@@ -211,5 +211,10 @@ def build(name: str, **options: Any) -> Method:
             hint = did_you_mean(key, known) or f"; known: {', '.join(known) or 'none'}"
             raise Refused(f"method.{key} is unknown for {name}{hint}")
     with refusing("method."):
-        # YAML and JSON have no tuples
-        return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+        return method(**{key: _setting(value) for key, value in options.items()})
+
+
+def _setting(value: Any) -> Any:
+    """Lists as tuples, which YAML and JSON do not have, of Python's numbers."""
+    value = plain(value)
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value

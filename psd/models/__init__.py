@@ -1,4 +1,4 @@
-"""The networks that are trained, by name: CIFAR and wide ResNets of our own, torchvision's and timm's.
+"""The networks that are trained, by name: CIFAR and wide ResNets of our own, torchvision's, timm's and yours.
 
 "ResNet-18" means two networks in this field. Ours is post-activation: torchvision's blocks behind the stem for
 32 x 32 images (one 3 x 3 convolution of stride 1, no max-pool). CS-KD, PS-KD and BAKE use pre-activation
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ __all__ = [
     "names",
     "normalisation",
     "parameter_groups",
+    "register",
     "train_mode",
 ]
 
@@ -47,12 +50,13 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
     """Build a network, (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
-        name: one of `names()`, all made for 32 x 32 images, or "torchvision:NAME" (its classification models)
-            or "timm:NAME", both as their authors made them, most for 224 x 224 images.
+        name: one of `names()`, of which psd's are made for 32 x 32 images, or "torchvision:NAME" (its classification
+            models) or "timm:NAME", both as their authors made them, most for 224 x 224 images.
         num_classes: at least 2; kept as the attribute `num_classes` of the model.
         weights: None, fresh ones; "default", the library's pretrained ones, which it may download; or a file of
             safetensors or of torch. A classifier of other classes than num_classes is left fresh.
-        options: of torchvision's or timm's constructor, such as drop_path_rate=0.1 or img_size=64.
+        options: of torchvision's or timm's constructor, such as drop_path_rate=0.1 or img_size=64, or of the function
+            that was registered.
 
     Raises:
         ValueError: unknown name (with the nearest known ones), timm not installed, `num_classes` not an
@@ -75,6 +79,8 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
     if source:
         library = {"torchvision": libraries.torchvision, "timm": libraries.timm}[source]
         model: nn.Module = library(bare, count, pretrained, **options)
+    elif name in _REGISTERED:
+        model = _own(name, count, pretrained, options)
     else:
         if options or pretrained:
             given = "weights 'default'" if pretrained else f"option {sorted(options)[0]!r}"
@@ -83,6 +89,52 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
     model.num_classes = count
     if weights is not None and not pretrained:
         libraries.take(model, _read(Path(weights)), os.fspath(weights))
+    return model
+
+
+_REGISTERED: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make a network of your own known by its name: to `psd.models.build`, and as `model.name` of a configuration.
+
+    Args:
+        name: part of a record's path, so of letters, digits and .-_ alone.
+        build: (num_classes, **options) -> a network with fresh weights; its class, too. options: `model.options`.
+
+    Returns:
+        build, as it is.
+
+    Raises:
+        ValueError: a name that is taken or cannot be part of a path, a function that does not take (num_classes).
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise Refused(f"model.name is part of a file name: letters, digits, '.-_' only, got {name!r}")
+    if name in names() and _REGISTERED.get(name) is not build:
+        raise Refused(f"model.name {name!r} is taken; known: {', '.join(names())}")
+    if isinstance(build, nn.Module):
+        raise Refused(
+            f"build of {name!r} must be a function build(num_classes, **options), got a network that is built"
+        )
+    try:
+        inspect.signature(build).bind(2)
+    except TypeError as error:
+        raise Refused(f"build of {name!r} must be a function build(num_classes, **options): {error}") from None
+    _REGISTERED[name] = build
+    return build
+
+
+def _own(name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """A network that was registered."""
+    if pretrained:
+        raise Refused(f"weights 'default': {name} is a network of your own, of which psd knows no weights but a file's")
+    try:
+        inspect.signature(_REGISTERED[name]).bind(num_classes, **options)
+    except TypeError as error:
+        raise Refused(f"model.options {options} do not fit the network {name!r}: {error}") from None
+    model = _REGISTERED[name](num_classes, **options)
+    if not isinstance(model, nn.Module):
+        raise Refused(f"the function registered as {name!r} must build an nn.Module, got {type(model).__name__}")
     return model
 
 
@@ -110,12 +162,12 @@ def normalisation(name: str, weights: str | None) -> tuple[Sequence[float], Sequ
 
 
 def names() -> list[str]:
-    """The built-in names, in the order of a table of results.
+    """The names of psd's networks, in the order of a table of results, and what is registered.
 
     >>> names()[:4]
     ['resnet8', 'resnet14', 'resnet20', 'resnet56']
     """
-    return list(BUILT_IN)
+    return [*BUILT_IN, *_REGISTERED]
 
 
 def check_name(name: str) -> None:
@@ -129,13 +181,13 @@ def check_name(name: str) -> None:
     """
     if isinstance(name, str):
         source, _, bare = name.rpartition(":")
-        if name in BUILT_IN or (source == "torchvision" and bare in libraries.torchvision_names()):
+        if name in names() or (source == "torchvision" and bare in libraries.torchvision_names()):
             return
         if source == "timm" and (bare in libraries.timm_names() or bare in libraries.timm_weights()):
             return
     nearest = _nearest(name) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else "."
-    raise Refused(f"model.name {name!r} is unknown{hint} Known: {', '.join(BUILT_IN)}, torchvision:NAME and timm:NAME")
+    raise Refused(f"model.name {name!r} is unknown{hint} Known: {', '.join(names())}, torchvision:NAME and timm:NAME")
 
 
 def _nearest(name: str) -> list[str]:
@@ -149,7 +201,7 @@ def _nearest(name: str) -> list[str]:
     if source != "timm":
         full.update({known: f"torchvision:{known}" for known in libraries.torchvision_names()})
     if source not in ("torchvision", "timm"):
-        full.update({known: known for known in BUILT_IN})  # ours wins where several have one name
+        full.update({known: known for known in names()})  # ours wins where several have one name
     matches = difflib.get_close_matches(bare, full, n=3, cutoff=0.7)
     clear = bool(matches) and difflib.SequenceMatcher(None, bare, matches[0]).ratio() > 0.9
     return [full[match] for match in matches[: 1 if clear else 3]]

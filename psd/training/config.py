@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from psd import methods, models, tasks
-from psd.checks import Refused, check_settings, did_you_mean
+from psd import data, methods, models, tasks
+from psd.checks import Refused, check_settings, did_you_mean, plain
 from psd.methods import Method
 from psd.methods.patch_swap import PatchSwap
 
@@ -36,8 +38,8 @@ CHOSEN_LATER = {("run", "device"): None, ("run", "precision"): "auto"}  # the va
 class DataConfig:
     """Which images, and how they are augmented.
 
-    name: shapes, cifar100, cifar100-small, imagenet, tiny-imagenet or folder:PATH. root: folder of the data sets;
-    PSD_DATA if None.
+    name: one of `psd.data.names()`, your own registered ones among them. root: folder of the data sets; PSD_DATA if
+    None.
     split: "train" (and the test split is what is measured) or "fit" (and "tune" is measured: for choosing settings).
     classes, per_class: a seeded subset of the training images, and of the classes in the test.
     size: side in pixels (shapes; folders, whose images are then decoded into memory once). count: training images to
@@ -72,6 +74,7 @@ class DataConfig:
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
+        data.check_name(self.name)
         counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
         check_settings(
             "data",
@@ -121,6 +124,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings("model", self)
+        self.options = {key: plain(value) for key, value in self.options.items()}
         models.check_name(self.name)
 
 
@@ -183,7 +187,8 @@ class OptimizerConfig:
     head_lr: float | None = None
 
     def __post_init__(self) -> None:
-        self.milestones = tuple(self.milestones)  # YAML and JSON have no tuples
+        if isinstance(self.milestones, Iterable) and not isinstance(self.milestones, str):  # YAML has no tuples
+            self.milestones = tuple(map(plain, self.milestones))
         check_settings(
             "optimizer",
             self,
@@ -256,8 +261,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
-        for name, kind in SECTIONS.items():
-            setattr(self, name, _section(name, kind, getattr(self, name)))
+        for name in SECTIONS:
+            setattr(self, name, section(name, getattr(self, name)))
         self.method = _method(self.method)
         if self.data.replicate and self.data.seed != self.run.seed:
             if self.data.seed:
@@ -296,17 +301,39 @@ SECTIONS: dict[str, type] = {
     "task": TaskConfig,
 }
 NAMED = ("task", "data", "model")  # sections that a name alone describes
+ITSELF = ("data", "model", "optimizer")  # sections whose thing itself somebody may have in hand
+FORMS = {  # what the others may be
+    "budget": "a number of epochs, a mapping of settings such as {'image_passes': 200_000}",
+    "optimizer": "a mapping of settings such as {'name': 'adamw', 'lr': 0.001}",
+    "run": "a mapping of settings such as {'seed': 1}",
+}
 
 
-def _section(name: str, kind: type, given: Any) -> Any:
-    """A section as what it is, a mapping of its settings, or a name."""
+def section(name: str, given: Any) -> Any:
+    """A section of a configuration as what it is, a mapping of its settings, a name, or a number of epochs."""
+    kind = SECTIONS[name]
     if isinstance(given, kind):
         return given
     if isinstance(given, dict):
+        for key in given:
+            if key not in {f.name for f in dataclasses.fields(kind)}:
+                raise Refused(_unknown(f"{name}.{key}", known_keys(None)))
         return kind(**given)
     if isinstance(given, str) and name in NAMED:
         return kind(name=given)
-    raise Refused(f"{name} must be a psd.config.{kind.__name__} or a mapping of its settings, got {given!r}")
+    if name == "budget" and isinstance(given, Integral) and not isinstance(given, bool):
+        return kind(epochs=int(given))
+    forms = FORMS.get(name, "a name, a mapping of settings")
+    raise Refused(
+        f"{name} must be {forms} or a psd.config.{kind.__name__}, got {_in_brief(given)}"
+        + (f"; psd.fit takes the {name} itself" if name in ITSELF and not isinstance(given, str) else "")
+    )
+
+
+def _in_brief(given: Any) -> str:
+    """A value in part of a line: many a thing's repr fills a page."""
+    plain = given is None or isinstance(given, (str, int, float, list, type))
+    return repr(given) if plain and len(repr(given)) < 100 else f"an instance of {type(given).__name__}"
 
 
 def _method(given: Any) -> Method:
@@ -320,7 +347,7 @@ def _method(given: Any) -> Method:
     remedy = "psd.methods.build('patch_swap', patch_size=4)"
     if isinstance(given, type) and issubclass(given, Method):
         remedy = f"an instance of it, {given.__name__}()"
-    raise Refused(f"method must be a name or a method, such as {remedy}, got {given!r}")
+    raise Refused(f"method must be a name or a method, such as {remedy}, got {_in_brief(given)}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -390,18 +417,48 @@ def recipe_path(name: str) -> Path:
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """The nested dict in a recipe's or file's YAML, its keys checked."""
+    """The nested dict in a recipe's or file's YAML, its keys checked.
+
+    With `extends: NAME`, of a recipe or of a file relative to this one, it is that one's dict, over which this file's
+    keys are merged (see `merge`; a list takes the place of a list).
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown key, files that extend one another in a circle.
+    """
+    return _read(recipe_path(name), ())
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """extending: the files that brought us here, each of which extends the next."""
     import yaml
 
-    path = recipe_path(name)
+    files = (*extending, path.resolve())
+    if files[-1] in extending:
+        circle = files[extending.index(files[-1]) :]
+        raise Refused(f"extends goes in a circle: {' -> '.join(file.name for file in circle)}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
+    if not isinstance(found, dict):
         raise Refused(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
+    values: dict[str, Any] = found
+    if "extends" in values:
+        values = merge(_read(_extended(path, values.pop("extends")), files), values)
     check_keys(values)
     return values
+
+
+def _extended(path: Path, given: Any) -> Path:
+    """The file that `extends: given` in the file `path` means."""
+    if given in recipe_names():
+        return recipe_path(given)
+    if isinstance(given, str) and (path.parent / given).is_file():
+        return path.parent / given
+    hint = did_you_mean(given, recipe_names()) or "."
+    raise Refused(
+        f"{path}: extends {given!r} is neither a recipe nor a file beside it{hint} Recipes: {recipes_in_brief()}"
+    )
 
 
 def recipe(name: str, **changes: dict[str, Any]) -> Config:

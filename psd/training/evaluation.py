@@ -70,6 +70,8 @@ def meter(
 
     logits: what to make of the network's output, in the place of `task.logits`.
     """
+    if not isinstance(model, nn.Module):
+        raise Refused(f"model must be an nn.Module, such as psd.load_model(FOLDER) gives, got a {type(model).__name__}")
     seen = task.meter(len(data.classes))
     rows = range(len(data)) if rows is None else rows
     with evaluating(model):

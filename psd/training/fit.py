@@ -50,6 +50,8 @@ def train(config: Config, on_epoch: Callable[[Entry], None] | None = None) -> Re
         ValueError: bad settings or data. OSError: a place that cannot be written. Diverged: a loss that is not finite.
         Interrupted: SIGTERM came, and a checkpoint was written.
     """
+    if not isinstance(config, Config):
+        raise Refused(f"config must be a psd.Config, such as psd.config.recipe('shapes'), got {config!r}")
     with Place(config.run, RunFolder(config.run, config.name, {}).path) as place:
         settings = settings_of(config, place)
         done = place.processes.on_main(RunFolder(config.run, config.name, settings).finished)

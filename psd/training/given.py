@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from psd import tasks
-from psd.checks import Refused, refusing
+from psd.checks import Refused, did_you_mean, refusing
 from psd.data.items import class_names
+from psd.data.loaders import loader
 from psd.methods import Method
 from psd.pairs import labels_of
 from psd.tasks import Task
 from psd.training import optim
-from psd.training.config import BudgetConfig, Config, OptimizerConfig, RunConfig, options_of
+from psd.training.config import BudgetConfig, Config, OptimizerConfig, RunConfig, options_of, section
 from psd.training.loop import Plan
 from psd.training.place import Place
 
@@ -53,15 +56,20 @@ class Given:
         for what, data in (("train", train), ("test", test), ("tune", tune)):
             if isinstance(data, DataLoader):
                 raise Refused(f"{what} must be a data set, got a DataLoader; give its `.dataset`, and batch_size here")
-        self.model, self.train, self.test, self.tune, self.batch_size = model, train, test, tune, batch_size
+        self.model, self.train, self.test, self.tune = model, train, test, tune
         # The same checks, and the same that may stand for a section, as in a configuration.
-        length = {"epochs": budget} if isinstance(budget, int) and not isinstance(budget, bool) else budget
-        chosen = Config(method=method, budget=length, run={} if run is None else run)  # type: ignore[arg-type]
+        chosen = Config(
+            method=method,  # type: ignore[arg-type]
+            budget=budget,  # type: ignore[arg-type]
+            run={} if run is None else run,  # type: ignore[arg-type]
+            data={"batch_size": batch_size},  # type: ignore[arg-type]
+        )
         self.method, self.budget, self.run = chosen.method, chosen.budget, chosen.run
+        self.batch_size = chosen.data.batch_size
         self.task = tasks.find(task) if isinstance(task, str) else task
         self.optimizer = _optimizer(optimizer)
         self.schedule = _schedule(schedule, self.optimizer)
-        self.loading = loading or {}
+        self.loading = _loading(loading or {})
         with refusing():
             self.labels = labels_of(train)
             known = self.labels if test is None else torch.cat([self.labels, labels_of(test)])
@@ -143,14 +151,18 @@ def _optimizer(given: optim.Given) -> OptimizerConfig | Optimizer | Callable[...
     if given is None:
         return OptimizerConfig()
     if isinstance(given, dict):
-        return OptimizerConfig(**given)
+        made: OptimizerConfig = section("optimizer", given)
+        return made
     if isinstance(given, type) and issubclass(given, Optimizer):
         raise Refused(
             f"optimizer must be an instance, settings, or a function of the parameters, such as lambda p: "
             f"{given.__name__}(p, lr=0.01), got the class {given.__name__}"
         )
     if not isinstance(given, (OptimizerConfig, Optimizer)) and not callable(given):
-        raise Refused(f"optimizer must be an optimiser, settings, or a function of the parameters, got {given!r}")
+        raise Refused(
+            "optimizer must be an optimiser, settings such as {'name': 'adamw', 'lr': 0.001}, or a function of the "
+            f"parameters, got {given!r}"
+        )
     return given  # type: ignore[return-value]  # what is callable and no class, as was seen
 
 
@@ -161,4 +173,22 @@ def _schedule(given: optim.GivenSchedule, optimizer: Any) -> Any:
         return settings
     if isinstance(given, str):
         return OptimizerConfig(**{**options_of(settings), "schedule": given})
+    if isinstance(given, type) or not (isinstance(given, LRScheduler) or callable(given)):
+        raise Refused(
+            "schedule must be a name, a function (step, steps) -> factor, or a scheduler that was built of the "
+            f"optimizer you give, got {given!r}"
+        )
+    if isinstance(given, LRScheduler) and given.optimizer is not optimizer:
+        raise Refused(f"schedule {type(given).__name__} is of another optimiser than this run's: give optimizer=, too")
     return given
+
+
+def _loading(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `psd.data.loaders.loader`, but for what a run decides."""
+    parameters = inspect.signature(loader).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "share")]
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known) or "."
+            raise Refused(f"loading has no option {key!r}{hint} Known: {', '.join(known)}")
+    return options

@@ -335,9 +335,17 @@ def _check_fit(plan: Plan, shape: tuple[int, ...]) -> None:
         try:
             output = plan.model(torch.zeros(1, *shape, device=next(plan.model.parameters()).device))
         except Exception as error:  # each network fails in its own way
+            side = shape[1] if shape[1] == shape[2] else shape[1:]
+            one_size = any("Transformer" in type(module).__name__ for module in plan.model.modules())
             raise Refused(
                 f"model {plan.architecture!r} does not take images of {shape[1]} x {shape[2]} pixels ({error}); choose "
                 "another model, or another size: data.size, data.crop_size, or what the data's transform gives"
+                + (
+                    f"; timm's transformers are built for it by the option img_size={side}, torchvision's by "
+                    f"image_size={side}: model.options, or psd.models.build"
+                    if one_size
+                    else ""
+                )
             ) from error
         logits = (plan.logits or plan.task.logits)(output)
     if logits.shape[1] != plan.classes:

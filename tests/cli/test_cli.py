@@ -19,8 +19,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
-from psd import cli, methods
+from psd import cli, methods, models
 from psd.checks import Refused
 from psd.cli.settings import read_settings
 from psd.data import download, shapes
@@ -125,7 +126,8 @@ def assert_refused(done: Done, *words: str) -> None:
 def final_line(record: dict[str, Any]) -> str:
     """The final metrics as `psd train` and `psd evaluate` print them; the tests' data has 2 classes, so no top-5."""
     final = record["final"]
-    return f"top-1 {final['top1']:.2f} %   NLL {final['nll']:.4f}   ECE {final['ece']:.4f}   n {final['n_test']}\n"
+    calibration = f"ECE {final['ece']:.3f}   overconfidence {final['overconfidence']:.3f}"
+    return f"top-1 {final['top1']:.2f} %   NLL {final['nll']:.3f}   {calibration}   n {final['n_test']}\n"
 
 
 def read(file: Path | str) -> dict[str, Any]:
@@ -611,6 +613,20 @@ def with_two_budgets(recipe: Path) -> str:
     return recipe.read_text().replace("compare:\n", "compare:\n  budgets: [{epochs: 1}, {image_passes: 32}]\n")
 
 
+def test_train_and_compare_take_a_file_that_extends_another(run, small):
+    Path("mine.yaml").write_text(f"extends: {small}\nmethod: {{name: cutmix}}\ncompare: {{seeds: [1], methods: []}}\n")
+    assert run("train", "mine.yaml").out.startswith(f"runs/{NAME.replace('patch_swap', 'cutmix')}.json\n")
+    done = run("compare", "mine.yaml", "--run.output", "compared")
+    assert done.code == 0
+    assert [file.name for file in Path("compared").rglob("*-s*.json")] == ["cutmix-s1.json"]
+
+
+def test_a_recipe_that_extends_what_there_is_not_is_refused(run):
+    Path("mine.yaml").write_text("extends: shape\n")
+    for command in ("train", "compare"):
+        assert_refused(run(command, "mine.yaml"), "mine.yaml: extends 'shape' is neither", "did you mean 'shapes'?")
+
+
 def test_compare_has_a_table_and_figures_for_every_budget(run, small):
     Path("two.yaml").write_text(with_two_budgets(small))
     done = run("compare", "two.yaml", "--seeds", 0)
@@ -714,6 +730,15 @@ def test_evaluate_writes_nothing(run, trained):
     before = sorted(trained.parent.rglob("*"))
     run("evaluate", trained)
     assert sorted(trained.parent.rglob("*")) == before and files() == []
+
+
+def test_evaluate_normalises_as_the_run_s_weights_want_it(run):
+    weights = models.build("torchvision:resnet18", 4).state_dict()
+    save_file(weights, "weights.safetensors")
+    network = ["--model.name", "torchvision:resnet18", "--model.weights", "weights.safetensors"]
+    images = ["--data.classes", "4", "--data.count", "32"]
+    file, metrics = run("train", "shapes", *TINY, *images, *network).out.splitlines()
+    assert run("evaluate", file).out == metrics + "\n"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,67 @@ def test_an_argument_without_use_is_refused(name, argument, value):
         data.load(name, **{argument: value})
 
 
+# --- data sets of one's own
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Nothing that a test registers outlives it."""
+    monkeypatch.setattr(data, "_REGISTERED", {})
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_data_set_is_given_the_root_the_split_and_what_is_set():
+    seen = []
+    data.register("mine", lambda root, split, **options: seen.append((root, split, options)))
+    data.load("mine", "some/where", "fit")
+    data.load("mine", "some/where", "tune", classes=3, per_class=None, seed=1, verify=True)
+    data.load("mine", "some/where", seed=0, verify=False)
+    assert seen == [
+        (Path("some/where"), "fit", {}),
+        (Path("some/where"), "tune", {"classes": 3, "seed": 1}),
+        (Path("some/where"), "train", {"verify": False}),
+    ]
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_data_set_is_among_the_names():
+    data.register("mine", lambda root, split: None)
+    assert "mine" in data.names()
+    with pytest.raises(ValueError, match=r"data.name 'mines' is unknown; did you mean 'mine'\? Known: shapes, .*mine"):
+        data.load("mines")
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_option_that_a_registered_data_set_does_not_take_is_refused():
+    data.register("mine", lambda root, split, *, size=8: None)
+    with pytest.raises(ValueError, match="count=3 does not apply to the data set 'mine'"):
+        data.load("mine", size=16, count=3)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", ["shapes", "mine"])
+def test_a_taken_name_is_refused_with_those_there_are(name):
+    first = data.register("mine", lambda root, split: None)
+    assert data.register("mine", first) is first  # a notebook's cell may run twice
+    with pytest.raises(ValueError, match=f"data.name '{name}' is taken; known: shapes, .*mine"):
+        data.register(name, lambda root, split: None)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", ["a/b", "..", "", "folder:x", None])
+def test_a_name_that_cannot_be_part_of_a_record_s_path_is_refused(name):
+    with pytest.raises(ValueError, match=f"data.name is part of a file name: .*got {name!r}"):
+        data.register(name, lambda root, split: None)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("load", [lambda split: None, lambda root, split, size: None, "a path"])
+def test_what_is_no_function_of_root_and_split_is_refused(load):
+    with pytest.raises(ValueError, match=r"load of 'mine' must be a function load\(root, split, \*\*options\): "):
+        data.register("mine", load)
+
+
 def test_the_root_is_the_folder_psd_data_names(monkeypatch):
     monkeypatch.setenv("PSD_DATA", "/some/where")
     assert data.default_root() == Path("/some/where")
