@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from psd.training.checkpoints import load_model
     from psd.training.config import Config
     from psd.training.evaluation import calibrate, evaluate
-    from psd.training.fit import train
+    from psd.training.fit import fit, train
     from psd.training.records import Record
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ _LAZY = {
     "calibrate": "psd.training.evaluation",
     "Metrics": "psd.tasks",
     "evaluate": "psd.training.evaluation",
+    "fit": "psd.training.fit",
     "Record": "psd.training.records",
     "load_model": "psd.training.checkpoints",
     "train": "psd.training.fit",
@@ -72,6 +73,7 @@ __all__ = [
     "config",
     "data",
     "evaluate",
+    "fit",
     "load_model",
     "methods",
     "models",
