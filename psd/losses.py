@@ -201,7 +201,10 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 def check_probabilities(target: Tensor) -> None:
-    """ValueError for rows (N, C) or (N, C, *spatial) that are no probabilities; looked at on the CPU only, where no step waits for it."""
+    """ValueError for rows (N, C) or (N, C, *spatial) that are no probabilities.
+
+    Looked at on the CPU only, where no step waits for it.
+    """
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
     if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
