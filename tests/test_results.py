@@ -18,6 +18,7 @@ FILES = sorted(RESULTS.rglob("*.json"))
 # What README and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
+    "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),
     "cifar100-small-fit/resnet14/200kpass": ("compare/cifar100-small-ablations", {}, ["patch_swap"]),
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
