@@ -6,6 +6,7 @@ This file needs torch alone and can be lifted into another project as it stands.
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -82,8 +83,7 @@ class SelfDistillationLoss(nn.Module):
         _check_choice("direction", direction, get_args(Direction))
         _check_choice("cross_entropy", cross_entropy, get_args(CrossEntropy))
         _check_choice("feature_distance", feature_distance, get_args(FeatureDistance))
-        if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-            raise ValueError(f"ignore_index must be an integer, got {ignore_index!r}")
+        _check_integer("ignore_index", ignore_index)
         self.temperature = temperature
         self.weight = weight
         self.detach = detach
@@ -91,7 +91,7 @@ class SelfDistillationLoss(nn.Module):
         self.cross_entropy = cross_entropy
         self.feature_weight = feature_weight
         self.feature_distance = feature_distance
-        self.ignore_index = ignore_index
+        self.ignore_index = int(ignore_index)
 
     def forward(
         self,
@@ -201,10 +201,8 @@ def softened_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 def check_probabilities(target: Tensor) -> None:
-    """ValueError for rows (N, C) or (N, C, *spatial) that are no probabilities.
-
-    Looked at on the CPU only, where no step waits for it.
-    """
+    """ValueError for (N, C) or (N, C, *spatial) that are no probabilities of C classes; looked at on the CPU only,
+    where no step waits for it."""
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
     if not (target >= 0).all() or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype), atol=1e-2):
@@ -216,14 +214,22 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _one_row_per_position(x: Tensor) -> Tensor:
-    """(N, C, *spatial) -> (M, C) with the M = N * spatial positions in the order of labels (N, *spatial)."""
+    """(N, C, *spatial) -> (M, C), the M positions in the order of labels (N, *spatial).
+
+    Not left to torch's own dense cross-entropy: that has no deterministic kernel on GPUs.
+    """
     return x if x.ndim == 2 else x.movedim(1, -1).flatten(0, -2)
 
 
 def _check_number(name: str, value: object, positive: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
         raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -232,6 +238,14 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 
 
 def _check_inputs(logits_a: Tensor, logits_b: Tensor, target: Tensor, ignore_index: int) -> None:
+    for name, value in (("logits_a", logits_a), ("logits_b", logits_b)):
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, got {type(value).__name__}; of a model's output give the logits alone, "
+                'for example output.logits or output["out"]'
+            )
+    if not isinstance(target, Tensor):
+        raise ValueError(f"target must be a tensor, got {type(target).__name__}; write torch.as_tensor(target)")
     if logits_a.ndim < 2 or logits_a.shape != logits_b.shape:
         raise ValueError(
             "logits_a and logits_b must have one shape (N, C) or (N, C, *spatial), "
@@ -251,7 +265,8 @@ def _check_inputs(logits_a: Tensor, logits_b: Tensor, target: Tensor, ignore_ind
     if probabilities:
         check_probabilities(target)
         return
-    labels = target[target != ignore_index].long()
+    labels = target.long()  # before it is compared: as uint8, -100 would be 156
+    labels = labels[labels != ignore_index]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"target holds labels from {int(labels.min())} to {int(labels.max())}, the logits have {classes} classes; "

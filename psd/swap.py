@@ -9,6 +9,7 @@ move (`ratio`) is not stated there and is an option here.
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ def patch_swap(
 
     Args:
         x_a, x_b: images (N, C, H, W) of one shape, dtype and device; they are not changed.
+            Label maps (N, H, W) of a pair go through as (N, 1, H, W), with the mask of their images.
         patch_size: side m of a patch in pixels, or (height, width); must divide (H, W).
         p: probability in [0, 1] that a pair is swapped at all.
         ratio: probability in [0, 1] of each grid position to be swapped, or "uniform": drawn per pair from U(0, 1).
@@ -56,6 +58,8 @@ def patch_swap(
     rows, columns = _grid(x_a, x_b, patch_size)
     if mask is None:
         mask = patch_mask(len(x_a), (rows, columns), p=p, ratio=ratio, generator=generator, device=x_a.device)
+    elif not isinstance(mask, Tensor):
+        raise _no_tensor("mask", mask)
     elif mask.dtype != torch.bool or tuple(mask.shape) != (len(x_a), rows, columns):
         raise ValueError(
             f"mask must be bool of shape {(len(x_a), rows, columns)}, got {mask.dtype} of shape {tuple(mask.shape)}"
@@ -76,11 +80,32 @@ def patch_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw which grid positions change places: bool (n, rows, columns), True = swapped.
+    """Draw which grid positions change places, as `patch_swap` does: one mask for images and their label maps.
 
-    Every pair and every position is drawn independently. Arguments and errors as in `patch_swap`; the draw
-    happens on the generator's device, where one is given, and the mask ends on `device`.
+    Every pair and every position is drawn independently.
+
+    Args:
+        n: number of pairs.
+        grid: number of patches in (height, width): for images (N, C, H, W), (H/m, W/m).
+        p, ratio, generator: as in `patch_swap`. The draw happens on the generator's device, where one is given.
+        device: where the mask ends; the generator's device (without one, torch's default device) if None.
+
+    Returns:
+        bool (n, rows, columns), True = swapped.
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    >>> mask = patch_mask(2, (4, 4), generator=torch.Generator().manual_seed(0))
+    >>> x_a, x_b = patch_swap(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), 2, mask=mask)
+    >>> y_a, y_b = patch_swap(torch.zeros(2, 1, 8, 8).long(), torch.ones(2, 1, 8, 8).long(), 2, mask=mask)
+    >>> torch.equal(x_a[:, 0], y_a[:, 0].float())
+    True
     """
+    if not _is_count(n):
+        raise ValueError(f"n must be an integer >= 0, got {n!r}")
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(map(_is_count, grid)):
+        raise ValueError(f"grid must be two integers >= 0, the patches in (height, width), got {grid!r}")
     _check_probability("p", p)
     if ratio != "uniform":
         _check_probability("ratio", ratio)
@@ -181,13 +206,16 @@ def _like(x: Tensor, images: Tensor) -> Tensor:
 
 def _patch_shape(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     sides = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(sides) != 2 or not all(isinstance(m, int) and not isinstance(m, bool) and m > 0 for m in sides):
+    if len(sides) != 2 or not all(_is_count(m) and m > 0 for m in sides):
         raise ValueError(f"patch_size must be a positive integer or a pair of them, got {patch_size!r}")
-    return sides
+    return int(sides[0]), int(sides[1])
 
 
 def _grid(x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Number of patches (rows, columns), after checking everything that can be wrong with the images."""
+    for name, x in (("x_a", x_a), ("x_b", x_b)):
+        if not isinstance(x, Tensor):
+            raise _no_tensor(name, x)
     if x_a.ndim != 4:
         raise ValueError(f"x_a must have shape (N, C, H, W), got {tuple(x_a.shape)}")
     for what in ("shape", "dtype", "device"):
@@ -202,8 +230,26 @@ def _grid(x_a: Tensor, x_b: Tensor, patch_size: int | tuple[int, int]) -> tuple[
     return x_a.shape[2] // height, x_a.shape[3] // width
 
 
+def _no_tensor(name: str, value: object) -> ValueError:
+    """What to write instead; PIL, like numpy, is not imported for it."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        images = "" if name == "mask" else ", channels before height and width: .permute(0, 3, 1, 2) of (N, H, W, C)"
+        remedy = f"torch.as_tensor({name}){images}"
+    elif name == "mask":
+        remedy = "torch.tensor(mask)"
+    elif isinstance(value, (list, tuple)) and all(isinstance(x, Tensor) for x in value):
+        remedy = f"torch.stack({name})"
+    else:
+        remedy = "torch.stack([torchvision.transforms.v2.functional.pil_to_tensor(image) for image in images])"
+    return ValueError(f"{name} must be a tensor, got {type(value).__name__}; write {remedy}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0  # type: ignore[operator]
+
+
 def _check_probability(name: str, value: object) -> None:
     # "not (0 <= x <= 1)" is also true for NaN
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:  # type: ignore[operator]
         extra = ' or "uniform"' if name == "ratio" else ""
         raise ValueError(f"{name} must be a number in [0, 1]{extra}, got {value!r}")

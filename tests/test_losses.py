@@ -30,6 +30,14 @@ def inputs(n: int = 5, classes: int = 4, seed: int = 0, dtype: torch.dtype = tor
     return z_a, z_b, torch.randint(classes, (n,), generator=generator)
 
 
+def dense_inputs(
+    n: int = 3, classes: int = 4, spatial: tuple[int, ...] = (2, 5), seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
+    """Logits (N, C, *spatial) of both images and label maps (N, *spatial)."""
+    z_a, z_b, y = inputs(n * math.prod(spatial), classes, seed, dtype)
+    return *(z.view(n, *spatial, classes).movedim(-1, 1) for z in (z_a, z_b)), y.view(n, *spatial)
+
+
 def features(n: int = 5, width: int = 6, seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     h_a, h_b = torch.randn(2, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
     return h_a, h_b
@@ -365,6 +373,14 @@ def test_on_a_gpu_the_terms_are_the_same(dtype):
     assert all(close(x.cpu(), expected, 1e-5) for x, expected in zip(on_gpu, loss(*both), strict=True))
 
 
+@needs_cuda
+def test_on_a_gpu_the_terms_of_dense_predictions_are_the_same():
+    z_a, z_b, y = dense_inputs()
+    y = ignore_some(y)
+    on_gpu = SelfDistillationLoss()(z_a.cuda(), z_b.cuda(), y.cuda())
+    assert all(close(x.cpu(), e) for x, e in zip(on_gpu, SelfDistillationLoss()(z_a, z_b, y), strict=True))
+
+
 # --- soft targets
 
 
@@ -395,6 +411,153 @@ def test_soft_targets_of_any_float_dtype_serve(dtype, target_dtype):
     terms = SelfDistillationLoss()(z_a, z_b, target)
     expected = SelfDistillationLoss()(z_a.double(), z_b.double(), target.double())
     assert close(terms.total, expected.total.item(), 1e-5)
+
+
+# --- dense predictions
+
+SPATIAL = [(), (1,), (7,), (2, 5), (2, 3, 2)]
+ALL_DIRECTIONS = (*DIRECTIONS, "easy_to_hard", "hard_to_easy")
+
+
+def ignore_some(y: Tensor, seed: int = 0, ignore_index: int = -100) -> Tensor:
+    """Label maps with about a third of the positions left out; never all, never none."""
+    left_out = torch.rand(y.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+    left_out.view(-1)[0], left_out.view(-1)[-1] = True, False
+    return y.masked_fill(left_out, ignore_index)
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+def test_dense_predictions_are_those_of_their_positions(spatial, soft, direction):
+    z_a, z_b, y = dense_inputs(spatial=spatial)
+    loss = SelfDistillationLoss(2.0, 0.7, direction=direction)
+    places = torch.ones_like(y).nonzero().tolist()
+    rows_a, rows_b = (torch.stack([z[(n, slice(None), *at)] for n, *at in places]) for z in (z_a, z_b))
+    flat, maps = y.flatten(), y
+    if soft:
+        flat = torch.randn(rows_a.shape, dtype=rows_a.dtype, generator=torch.Generator().manual_seed(1)).softmax(1)
+        maps = flat.view(*y.shape, -1).movedim(-1, 1)
+    assert all(close(x, e) for x, e in zip(loss(z_a, z_b, maps), loss(rows_a, rows_b, flat), strict=True))
+
+
+def test_known_dense_predictions_give_known_terms():
+    sure, even = [2 * math.log(q) for q in Q_A], [2 * math.log(q) for q in Q_B]
+    z_a = torch.tensor([[sure, even, sure]], dtype=torch.float64).mT  # (1, 3 classes, 3 positions)
+    z_b = torch.tensor([[even, even, sure]], dtype=torch.float64).mT
+    terms = SelfDistillationLoss(2.0, 0.7, direction="a_to_b")(z_a, z_b, torch.tensor([[0, 1, -100]]))
+    cross_entropy = ((math.log(1.5) + math.log(3)) / 2 + math.log(3)) / 2  # of the two positions that count
+    assert terms.cross_entropy.item() == pytest.approx(cross_entropy, rel=1e-12)
+    assert terms.distillation.item() == pytest.approx(4 * KL_AB / 2, rel=1e-12)
+    assert terms.total.item() == pytest.approx(cross_entropy + 0.7 * 4 * KL_AB / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("images", ["both", "a", "b"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+def test_the_terms_of_the_positions_that_count_agree_with_plain_python(spatial, direction, images):
+    z_a, z_b, y = dense_inputs(spatial=spatial)
+    y = ignore_some(y)
+    count = y != -100
+    rows = (z.movedim(1, -1)[count] for z in (z_a, z_b))
+    cross_entropy, divergence = by_hand(*rows, y[count], 3.0, direction, images)
+    terms = SelfDistillationLoss(3.0, direction=direction, cross_entropy=images)(z_a, z_b, y)
+    assert close(terms.cross_entropy, cross_entropy)
+    assert close(terms.distillation, divergence)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cross_entropy_of_label_maps_is_that_of_torch(seed):
+    z_a, z_b, y = dense_inputs(spatial=(4, 6), seed=seed)
+    y = ignore_some(y, seed, 255)
+    terms = SelfDistillationLoss(ignore_index=255)(z_a, z_b, y)
+    assert close(
+        terms.cross_entropy, (F.cross_entropy(z_a, y, ignore_index=255) + F.cross_entropy(z_b, y, ignore_index=255)) / 2
+    )
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+def test_ignored_positions_get_no_gradient_and_the_others_do(direction, detach):
+    z_a, z_b, y = dense_inputs()
+    y = ignore_some(y)
+    both = z_a.requires_grad_(), z_b.requires_grad_()
+    terms = SelfDistillationLoss(direction=direction, detach=detach)(z_a, z_b, y)
+    for term in (terms.cross_entropy, terms.distillation):
+        found = torch.autograd.grad(term, both, retain_graph=True, allow_unused=True, materialize_grads=True)
+        assert torch.equal(sum(g.abs() for g in found).sum(dim=1) != 0, y != -100)
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
+def test_logits_of_ignored_positions_do_not_matter(value, direction):
+    z_a, z_b, y = dense_inputs()
+    y = ignore_some(y)
+    loss = SelfDistillationLoss(direction=direction)
+    expected = loss(z_a, z_b, y)
+    z_a, z_b = (z.masked_fill((y == -100)[:, None], v).requires_grad_() for z, v in ((z_a, value), (z_b, 1.0)))
+    terms = loss(z_a, z_b, y)
+    assert terms == expected
+    assert all(g.isfinite().all() for g in torch.autograd.grad(terms.total, (z_a, z_b)))
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+def test_where_no_position_counts_the_terms_and_their_gradients_are_0(spatial, direction):
+    z_a, z_b, y = dense_inputs(spatial=spatial)
+    both = z_a.requires_grad_(), z_b.requires_grad_()
+    terms = SelfDistillationLoss(direction=direction)(z_a, z_b, torch.full_like(y, -100))
+    assert [term.item() for term in terms] == [0, 0, 0, 0]
+    assert all((g == 0).all() for g in torch.autograd.grad(terms.total, both))
+
+
+@pytest.mark.parametrize("ignore_index", [0, 255, -1])
+def test_any_label_may_be_the_one_that_is_ignored(ignore_index):
+    z_a, z_b, y = dense_inputs()
+    y = y.clamp(min=1)  # no label is 0
+    found = SelfDistillationLoss(ignore_index=ignore_index)(z_a, z_b, ignore_some(y, 0, ignore_index))
+    assert found == SelfDistillationLoss()(z_a, z_b, ignore_some(y))
+
+
+@pytest.mark.parametrize("direction", ["symmetric", "a_to_b"])
+def test_the_gradients_of_dense_terms_are_those_of_finite_differences(direction):
+    z_a, z_b, y = dense_inputs(n=2, classes=3, spatial=(2, 2))
+    y = ignore_some(y)
+    h_a, h_b = features(n=2)
+    loss = SelfDistillationLoss(2.0, 0.7, direction=direction, feature_weight=0.5)
+    leaves = [x.detach().clone().requires_grad_() for x in (z_a, z_b, h_a, h_b)]
+    assert torch.autograd.gradcheck(lambda z_a, z_b, h_a, h_b: tuple(loss(z_a, z_b, y, h_a, h_b)), leaves)
+
+
+def test_the_feature_term_of_dense_predictions_is_a_mean_over_pairs():
+    z_a, z_b, y = dense_inputs(n=5)
+    h = features()
+    loss = SelfDistillationLoss(feature_weight=0.5)
+    assert loss(z_a, z_b, ignore_some(y), *h).feature == loss(*inputs(), *h).feature
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_floats_of_dense_predictions_are_computed_in_float32(dtype):
+    z_a, z_b, y = dense_inputs(n=8, spatial=(16, 16), dtype=dtype)
+    assert SelfDistillationLoss()(z_a, z_b, y) == SelfDistillationLoss()(z_a.float(), z_b.float(), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16], ids=str)
+@pytest.mark.parametrize("given_inputs", [inputs, dense_inputs])
+def test_labels_of_any_integer_dtype_serve(given_inputs, dtype):
+    z_a, z_b, y = given_inputs()
+    assert SelfDistillationLoss()(z_a, z_b, y.to(dtype)) == SelfDistillationLoss()(z_a, z_b, y)
+
+
+def test_values_of_single_predictions_are_the_plain_formula_to_the_last_bit():
+    for n in (1, 3, 49, 100):
+        z_a, z_b, y = inputs(n, 10, dtype=torch.float32)
+        log_a, log_b = F.log_softmax(z_a / 4.0, 1), F.log_softmax(z_b / 4.0, 1)
+        kl_ab = F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
+        kl_ba = F.kl_div(log_a, log_b, reduction="batchmean", log_target=True)
+        terms = SelfDistillationLoss()(z_a, z_b, y)
+        assert terms.cross_entropy == (F.cross_entropy(z_a, y) + F.cross_entropy(z_b, y)) / 2
+        assert terms.distillation == 16 * ((kl_ab + kl_ba) / 2)
 
 
 # --- features
@@ -451,7 +614,7 @@ def test_the_loss_leaves_its_inputs_as_they_were():
 def test_the_repr_names_every_option():
     assert repr(SelfDistillationLoss(2.0, 0.5, True, "a_to_b", "a", 0.1, "mse")) == (
         "SelfDistillationLoss(temperature=2.0, weight=0.5, detach=True, direction='a_to_b', cross_entropy='a', "
-        "feature_weight=0.1, feature_distance='mse')"
+        "feature_weight=0.1, feature_distance='mse', ignore_index=-100)"
     )
 
 
@@ -464,6 +627,18 @@ def test_what_is_no_finite_number_from_0_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be a finite number >=? 0, got ") as caught:
         SelfDistillationLoss(**{name: value})
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1.0, NAN, None, True, "255"], ids=repr)
+def test_what_is_no_integer_is_no_ignore_index(value):
+    with pytest.raises(ValueError, match=f"^ignore_index must be an integer, got {value!r}$"):
+        SelfDistillationLoss(ignore_index=value)
+
+
+def test_numbers_of_numpy_serve_as_options():
+    numpy = pytest.importorskip("numpy")
+    loss = SelfDistillationLoss(numpy.int64(2), numpy.float32(0.5), ignore_index=numpy.uint8(255))
+    assert loss(*inputs()) == SelfDistillationLoss(2, 0.5, ignore_index=255)(*inputs())
 
 
 @pytest.mark.parametrize("value", [0, 0.0])
@@ -501,16 +676,22 @@ def assert_refused(message: str, *arguments: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape_a", "shape_b"), [((5, 4), (5, 3)), ((5, 4), (4, 4)), ((4,), (4,)), ((5, 4, 2), (5, 4, 2))], ids=str
+    ("shape_a", "shape_b"),
+    [((5, 4), (5, 3)), ((5, 4), (4, 4)), ((4,), (4,)), ((5, 4), (5, 4, 1)), ((5, 4, 2), (5, 4, 3))],
+    ids=str,
 )
 def test_logits_of_wrong_shapes_are_refused(shape_a, shape_b):
-    with pytest.raises(ValueError, match=r"logits_a and logits_b must have one shape \(N, C\)") as caught:
+    with pytest.raises(
+        ValueError, match=r"logits_a and logits_b must have one shape \(N, C\) or \(N, C, \*spatial\)"
+    ) as caught:
         SelfDistillationLoss()(torch.zeros(shape_a), torch.zeros(shape_b), torch.zeros(5, dtype=torch.int64))
     assert f"got {shape_a} and {shape_b}" in str(caught.value)
 
 
 def test_an_empty_batch_is_refused():
-    assert_refused("logits_a holds no pairs", torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    for shape, y in (((0, 4), (0,)), ((0, 4, 2, 2), (0, 2, 2)), ((3, 4, 0, 2), (3, 0, 2))):
+        z = torch.zeros(shape)
+        assert_refused("logits_a holds no pairs: its shape is ", z, z, torch.zeros(y, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("shape", [(4,), (6,), (5, 1), ()], ids=str)
@@ -521,7 +702,7 @@ def test_labels_of_a_wrong_shape_are_refused(shape):
     assert f"got {shape} of torch.int64" in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 3), (4, 4), (4, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3), (4, 4), (4, 5), (5, 4, 1)], ids=str)
 def test_probabilities_of_a_wrong_shape_are_refused(shape):
     z_a, z_b, _ = inputs()
     with pytest.raises(ValueError, match=r"target must have shape \(5, 4\)") as caught:
@@ -529,13 +710,43 @@ def test_probabilities_of_a_wrong_shape_are_refused(shape):
     assert f"got {shape} of torch.float32" in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool], ids=str)
-def test_labels_that_are_not_int64_are_refused(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool], ids=str)
+@pytest.mark.parametrize("given_inputs", [inputs, dense_inputs])
+def test_labels_that_are_no_integers_are_refused(given_inputs, dtype):
+    z_a, z_b, y = given_inputs()
+    message = rf"^target holds labels of {dtype}, which are no integers; write target\.long\(\)$"
+    assert_refused(message, z_a, z_b, y.to(dtype))
+
+
+def test_what_is_no_tensor_is_refused():
     z_a, z_b, y = inputs()
-    assert_refused(f"target must be int64 labels .* got {dtype}", z_a, z_b, y.to(dtype))
+    message = r"must be a tensor, got dict; of a model's output give the logits alone, .*output\[\"out\"\]$"
+    assert_refused(f"^logits_a {message}", {"out": z_a}, z_b, y)
+    assert_refused(f"^logits_b {message}", z_a, {"out": z_b}, y)
+    assert_refused(r"^target must be a tensor, got list; write torch\.as_tensor\(target\)$", z_a, z_b, y.tolist())
 
 
-@pytest.mark.parametrize(("label", "span"), [(4, "0 to 4"), (-1, "-1 to 0"), (-100, "-100 to 0")])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5), (2, 5, 3), (2, 4, 3, 5), (6, 5)], ids=str)
+def test_label_maps_of_a_wrong_shape_are_refused(shape):
+    z_a, z_b, _ = dense_inputs(n=2, classes=4, spatial=(3, 4))
+    with pytest.raises(ValueError, match=r"target must have shape \(2, 3, 4\)") as caught:
+        SelfDistillationLoss()(z_a, z_b, torch.zeros(shape, dtype=torch.int64))
+    assert f"got {shape} of torch.int64" in str(caught.value)
+
+
+def test_a_label_out_of_range_beside_ignored_ones_is_refused():
+    z_a, z_b, y = dense_inputs()
+    y[0, 0, 0], y[1, 0, 0] = -100, 255
+    message = r"labels from \d to 255, .*4 classes; positions to leave out hold ignore_index, which is -100"
+    assert_refused(message, z_a, z_b, y)
+
+
+def test_a_label_that_would_be_ignore_index_if_its_dtype_wrapped_is_refused():
+    y = torch.tensor([0, 1, 156, 2, 3], dtype=torch.uint8)  # 156 is -100 as uint8
+    assert_refused("labels from 0 to 156", *inputs()[:2], y)
+
+
+@pytest.mark.parametrize(("label", "span"), [(4, "0 to 4"), (-1, "-1 to 0"), (-99, "-99 to 0")])
 def test_labels_out_of_range_are_refused(label, span):
     z_a, z_b, _ = inputs()
     assert_refused(f"target holds labels from {span}, .*4 classes", z_a, z_b, torch.tensor([0, 0, label, 0, 0]))
@@ -549,6 +760,10 @@ def test_a_soft_target_that_is_no_probability_is_refused(row):
     target = F.one_hot(y, 4).double()
     target[2] = torch.tensor(row)
     assert_refused("target holds rows that are no probabilities", z_a, z_b, target)
+    maps = target.T[None, :, :, None]  # (1, 4, 5, 1)
+    assert_refused(
+        "target holds rows that are no probabilities", torch.zeros(maps.shape), torch.zeros(maps.shape), maps
+    )
 
 
 @pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)], ids=str)
@@ -571,6 +786,14 @@ def test_features_of_wrong_shapes_are_refused(shape_a, shape_b):
 
 
 # --- compiled
+
+
+def test_the_dense_loss_compiles_without_a_break(fresh_compiler):
+    loss = SelfDistillationLoss()
+    z_a, z_b, y = dense_inputs()
+    y = ignore_some(y)
+    terms = torch.compile(loss, backend="aot_eager", fullgraph=True)(z_a, z_b, y)
+    assert all(close(x, expected) for x, expected in zip(terms, loss(z_a, z_b, y), strict=True))
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
