@@ -49,7 +49,7 @@ def check_settings(section: str, settings: Any, only: str | None = None, **bound
     >>> from psd.methods.cutmix import CutMix
     >>> CutMix(p=2)
     Traceback (most recent call last):
-    ValueError: method.p must be a finite number >= 0 and <= 1, got 2
+    psd.checks.Refused: method.p must be a finite number >= 0 and <= 1, got 2
     """
     hints = get_type_hints(type(settings))
     for name in (field.name for field in fields(settings)):
@@ -68,8 +68,14 @@ def check_settings(section: str, settings: Any, only: str | None = None, **bound
 
 
 def plain(value: Any) -> Any:
-    """NumPy's and torch's numbers and arrays as Python's, which files hold; other values as they are."""
-    return value.tolist() if type(value).__module__.partition(".")[0] in ("numpy", "torch") else value
+    """NumPy's and torch's numbers and arrays as Python's, which files hold; other values as they are.
+
+    >>> import torch
+    >>> plain(torch.tensor([0.5])), plain(torch.float32)
+    ([0.5], torch.float32)
+    """
+    library = type(value).__module__.partition(".")[0]
+    return value.tolist() if library in ("numpy", "torch") and hasattr(value, "tolist") else value
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:

@@ -190,6 +190,40 @@ def test_numbers_of_numpy_are_settings_and_stand_in_the_record_as_python_s(tmp_p
         assert psd.methods.build("patch_swap", patch_size=rectangle).patch_size == (4, 4)
 
 
+def test_a_network_in_the_place_of_a_teacher_s_file_is_refused_by_the_option_s_name():
+    with pytest.raises(ValueError, match=r"^method\.teacher must be a string"):
+        psd.methods.build("kd", teacher=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "value", [nn.GELU, nn.GELU(), torch.float32, {"act": nn.GELU}, [nn.GELU], {1: 2}], ids=lambda value: str(value)
+)
+def test_an_option_of_a_network_that_no_record_can_hold_is_refused(value):
+    with pytest.raises(ValueError, match=r"model\.options: act_layer must be what a record can hold .*psd\.fit") as error:
+        psd.config.ModelConfig("timm:vit_tiny_patch16_224", options={"act_layer": value})
+    assert one_line(error)
+
+
+def test_options_of_a_network_may_be_nested():
+    options = {"block": {"depths": [1, 2], "drop": 0.1, "name": None, "flag": True}}
+    assert psd.config.ModelConfig("timm:vit_tiny_patch16_224", options=options).options == options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet18"}, r"model must be a mapping of settings such as {'name': 'resnet18'}, got 'resnet18'"),
+        ({"method": "cutmix"}, r"method must be a mapping of settings such as {'name': 'cutmix'}, got 'cutmix'"),
+        ({"budget": 3}, r"budget must be a mapping of settings such as {'epochs': 3}, got 3"),
+        ({"model": network()}, "model must be a mapping of settings, got an instance of CifarResNet"),
+    ],
+)
+def test_what_changes_a_recipe_must_be_settings(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        psd.config.recipe("shapes", **changes)
+    assert one_line(error)
+
+
 def test_paths_are_taken_for_texts(tmp_path):
     assert psd.Config(run={"output": tmp_path}).run.output == str(tmp_path)
     assert psd.Config(data={"root": tmp_path}).data.root == str(tmp_path)

@@ -125,6 +125,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_settings("model", self)
         self.options = {key: plain(value) for key, value in self.options.items()}
+        for key, value in self.options.items():
+            if not _is_plain(value):
+                raise Refused(
+                    f"model.options: {key} must be what a record can hold (numbers, texts, lists and mappings), got "
+                    f"{_in_brief(value)}; psd.fit takes a model that you have built"
+                )
         models.check_name(self.name)
 
 
@@ -328,6 +334,15 @@ def section(name: str, given: Any) -> Any:
         f"{name} must be {forms} or a psd.config.{kind.__name__}, got {_in_brief(given)}"
         + (f"; psd.fit takes the {name} itself" if name in ITSELF and not isinstance(given, str) else "")
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether YAML and JSON hold it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _in_brief(given: Any) -> str:
@@ -621,5 +636,11 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _check_mapping(section: str, options: object) -> None:
-    if not isinstance(options, dict):
-        raise Refused(f"{section} must be a mapping of settings, got {options!r}")
+    if isinstance(options, dict):
+        return
+    such = ""
+    if isinstance(options, str) and section in (*NAMED, "method"):
+        such = f" such as {{'name': {options!r}}}"
+    if isinstance(options, int) and section == "budget":
+        such = f" such as {{'epochs': {options}}}"
+    raise Refused(f"{section} must be a mapping of settings{such}, got {_in_brief(options)}")

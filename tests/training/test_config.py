@@ -35,7 +35,8 @@ from psd.training.optim import rate
 NAN, INF = float("nan"), float("inf")
 EVERYTHING: dict[str, Any] = {  # no value is its default
     "data": {"name": "cifar100", "root": "somewhere", "split": "fit", "classes": 10, "per_class": 100, "size": 64}
-    | {"count": 500, "seed": 4, "replicate": True, "verify": False, "batch_size": 32, "crop_padding": 1, "flip": False}
+    | {"count": 500, "seed": 4, "replicate": True, "verify": False, "label_noise": 0.2}
+    | {"batch_size": 32, "crop_padding": 1, "flip": False}
     | {"crop_size": 64, "crop_scale": 0.25, "workers": 3, "skip_corrupt": True},
     "model": {"name": "timm:vit_tiny_patch16_224", "weights": "default", "options": {"img_size": 64}}
     | {"freeze_backbone": True},
@@ -166,17 +167,33 @@ def test_a_full_scale_recipe_has_the_network_and_the_method_of_its_name(name):
     assert recipe(name).method.name == method
 
 
-def test_every_ablation_changes_what_its_name_says():
-    rows = read_yaml("compare/shapes-ablations")["compare"]["methods"]
-    ours = recipe("shapes").to_dict()["method"]
+@pytest.mark.parametrize(("family", "rows"), [("shapes", 32), ("cifar100-small", 2)])
+def test_every_ablation_changes_what_its_name_says(family, rows):
+    listed = read_yaml(f"compare/{family}-ablations")["compare"]["methods"]
+    ours = recipe(family).to_dict()["method"]
     changed = {
         row["variant"]: {key: value for key, value in row.items() if key != "variant" and ours[key] != value}
-        for row in rows
+        for row in listed
         if row["name"] == "patch_swap"
     }
-    assert len(changed) == 32 and all(changed.values())
-    assert changed["m4-p0.25"] == {"patch_size": 4, "p": 0.25} and changed["T8"] == {"temperature": 8.0}
-    assert changed["easy-to-hard-detach"] == {"direction": "easy_to_hard", "detach": True}
+    assert len(changed) == rows
+    letters = {"m": "patch_size", "p": "p", "ratio": "ratio", "T": "temperature", "w": "weight"}
+    words: dict[str, dict[str, Any]] = {
+        "ratio-uniform": {"ratio": "uniform"},
+        "detach": {"detach": True},
+        "one-ce": {"cross_entropy": "a"},
+        "cosine0.1": {"feature_weight": 0.1},
+        "cosine1": {"feature_weight": 1.0},
+        "mse1": {"feature_weight": 1.0, "feature_distance": "mse"},
+        "before": {"before": True},
+    }
+    directions = ("a-to-b", "easy-to-hard", "hard-to-easy")
+    words |= {name: {"direction": name.replace("-", "_")} for name in directions}
+    words |= {f"{name}-detach": {**words[name], "detach": True} for name in directions}
+    for variant, difference in changed.items():
+        numbers = [re.fullmatch(r"([a-zA-Z]+)([\d.]+)", part) for part in variant.split("-")]
+        told = words.get(variant) or {letters[n[1]]: float(n[2]) for n in numbers if n is not None}
+        assert difference == told, variant
 
 
 # --- recipes that extend others
@@ -203,8 +220,8 @@ def test_a_file_is_extended_that_lies_relative_to_the_one_that_extends_it(tmp_pa
     (tmp_path / "deep").mkdir()
     (tmp_path / "base.yaml").write_text("extends: shapes\nrun: {seed: 5}\n")
     (tmp_path / "deep" / "mine.yaml").write_text("extends: ../base.yaml\noptimizer: {lr: 0.5}\n")
-    monkeypatch.chdir(tmp_path / "deep")
-    made = recipe("mine.yaml")
+    monkeypatch.chdir(tmp_path)  # not where the file lies
+    made = recipe("deep/mine.yaml")
     assert (made.data.batch_size, made.run.seed, made.optimizer.lr) == (64, 5, 0.5)
 
 
@@ -359,11 +376,6 @@ def test_merge_drops_the_options_of_a_replaced_method():
 def test_merge_keeps_the_options_of_the_same_method(change):
     merged = merge({"method": {"name": "patch_swap", "patch_size": 8, "p": 0.1}}, {"method": change})
     assert merged == {"method": {"name": "patch_swap", "patch_size": 8, "p": 0.9}}
-
-
-def test_a_change_that_is_no_mapping_is_refused():
-    with pytest.raises(ValueError, match="method must be a mapping of settings, got 'cutmix'"):
-        recipe("shapes", method="cutmix")
 
 
 def test_merge_leaves_its_arguments_alone():

@@ -914,7 +914,7 @@ NO_HOST_DRAW = [
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_no_step_waits_for_the_device(method, clip_norm, make, tmp_path, monkeypatch):
     # Both look at labels, on the CPU alone.
-    monkeypatch.setattr(losses, "_check_logits", lambda *_: None)
+    monkeypatch.setattr(losses, "_check_inputs", lambda *_: None)
     monkeypatch.setattr(F, "one_hot", lambda y, n: torch.zeros(len(y), n, dtype=torch.int64).scatter(1, y[:, None], 1))
     with training.prepared(make(tmp_path, method, optimizer={"clip_norm": clip_norm})) as loop:
         loop.train_step(0)  # the draws of an epoch, which come with its first step, may wait
