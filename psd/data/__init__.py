@@ -77,8 +77,8 @@ def load(
             that their fit is all of train.
         classes: take that many classes, drawn by `seed`, the same ones in every split.
         per_class: take that many images of every class of this split, drawn by `seed`.
-        size: side of the images in pixels; for "shapes" (default 32) and folders (default: an ImageFolder of
-            the files as they are).
+        size: side of the images in pixels: drawn so for "shapes", resized for CIFAR-100 (default of both: 32) and
+            folders (default: an ImageFolder of the files as they are).
         count: number of images, for "shapes" alone.
         seed: of the subset, and of what "shapes" draws and "cifar100-small" chooses; use one for all splits.
         verify: check that "cifar100" is CIFAR-100; False loads other data of the same layout, with a warning.

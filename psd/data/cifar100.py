@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from psd.checks import Refused
-from psd.data.images import ImageData, MissingData, fit_or_tune, take
+from psd.data.images import ImageData, MissingData, fit_or_tune, resized, take
 from psd.seeding import generator_for
 
 if TYPE_CHECKING:
@@ -156,15 +156,19 @@ def load(
     *,
     classes: int | None = None,
     per_class: int | None = None,
+    size: int | None = None,
     seed: int = 0,
     verify: bool = True,
 ) -> ImageData:
-    """CIFAR-100's "train", "test", "fit" or "tune" (90% and 10% of train), whole or as a seeded subset."""
+    """CIFAR-100's "train", "test", "fit" or "tune" (90% and 10% of train), whole or as a seeded subset.
+
+    size: resize the 32 x 32 pixels to a square of that side, for networks that were trained on larger images.
+    """
     data = read(root, "test" if split == "test" else "train", verify=verify)
     if split == "fit" or split == "tune":
         # Cut before the subset is taken, so that fit and tune never share an image.
         data = data.subset(fit_or_tune(data.targets, split))
-    return take(data, classes, per_class, seed)
+    return resized(take(data, classes, per_class, seed), size)
 
 
 def load_small(
@@ -173,6 +177,7 @@ def load_small(
     *,
     classes: int | None = None,
     per_class: int | None = None,
+    size: int | None = None,
     seed: int = 0,
     verify: bool = True,
 ) -> ImageData:
@@ -180,7 +185,8 @@ def load_small(
 
     10 classes drawn by `seed` (or as many as `classes` says). Of each, 100 images of CIFAR-100's train split
     are "train" (and "fit", since "tune" takes nothing from it), 100 others "tune"; the remaining 300 and the
-    100 of CIFAR-100's test split are "test". `per_class` takes fewer than these 100 (of test: 400) images.
+    100 of CIFAR-100's test split are "test". `per_class` takes fewer than these 100 (of test: 400) images; `size` as
+    in `load`.
     """
     data = read(root, "train", verify=verify)
     rows: list[int] = []
@@ -199,7 +205,7 @@ def load_small(
             images=torch.cat([data.images, test.images]),
             targets=torch.cat([data.targets, test.targets]),
         )
-    return take(data, 10 if classes is None else classes, per_class, seed)
+    return resized(take(data, 10 if classes is None else classes, per_class, seed), size)
 
 
 def _decode(encoded: bytes, where: str) -> np.ndarray:

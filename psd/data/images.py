@@ -129,6 +129,22 @@ def take(data: ImageData, classes: int | None, per_class: int | None, seed: int)
     return replace(data, images=data.images[indices], targets=targets, classes=names)
 
 
+def resized(data: ImageData, size: int | None) -> ImageData:
+    """Square images of `size` pixels a side (bilinear, antialiased), to be shifted by as much of it; None: as they are.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if size is None or size == data.images.shape[-1]:
+        return data
+    if size < 1:
+        raise Refused(f"size must be at least 1 pixel, got {size}")
+    from torchvision.transforms.functional import resize
+
+    padding = round(data.crop_padding * size / data.images.shape[-1])
+    return replace(data, images=resize(data.images, [size, size], antialias=True), crop_padding=padding)
+
+
 def fit_or_tune(targets: Tensor, part: str) -> Tensor:
     """Indices (ascending) of "fit" or "tune": a train split cut 90/10 in every class, always the same way.
 

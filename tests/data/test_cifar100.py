@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from psd.data import ImageData, MissingData, cifar100, load
 
@@ -243,6 +244,32 @@ def test_a_subset_is_the_same_whatever_the_layout(tiny, tmp_path):
         tiny.write(layout, tmp_path / layout)
         subsets.append(load("cifar100", tmp_path / layout, classes=2, per_class=3, seed=4))
     assert torch.equal(subsets[0].images, subsets[1].images) and subsets[0].classes == subsets[1].classes
+
+
+@pytest.mark.parametrize("size", [16, 48, 64])
+def test_images_may_be_resized(size, tiny, tmp_path):
+    tiny.write("folder", tmp_path)
+    as_they_are, resized = (load("cifar100", tmp_path, per_class=2, seed=1, size=side) for side in (None, size))
+    assert resized.images.shape == (*as_they_are.images.shape[:2], size, size)
+    assert torch.equal(resized.targets, as_they_are.targets) and resized.classes == as_they_are.classes
+    assert resized.crop_padding == size // 8  # as 4 of 32
+    plain = F.interpolate(as_they_are.images.float(), size=(size, size), mode="nearest")
+    nearest = torch.cdist(resized.images.float().flatten(1), plain.flatten(1)).argmin(dim=1)
+    assert nearest.tolist() == list(range(len(plain)))  # the same pictures in the same order
+
+
+def test_small_images_may_be_resized(small_root):
+    for split in ("train", "test"):
+        resized = load("cifar100-small", small_root, split, size=3)  # of one pixel each, here
+        assert resized.images.shape[2:] == (3, 3)
+        assert torch.equal(resized.images.amin(dim=(2, 3)), load("cifar100-small", small_root, split).images.flatten(1))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_without_pixels_is_refused(size, tiny, tmp_path):
+    tiny.write("folder", tmp_path)
+    with pytest.raises(ValueError, match=f"size must be at least 1 pixel, got {size}"):
+        load("cifar100", tmp_path, size=size)
 
 
 def test_the_list_of_classes_is_alphabetical_and_complete():
