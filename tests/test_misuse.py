@@ -199,7 +199,8 @@ def test_a_network_in_the_place_of_a_teacher_s_file_is_refused_by_the_option_s_n
     "value", [nn.GELU, nn.GELU(), torch.float32, {"act": nn.GELU}, [nn.GELU], {1: 2}], ids=lambda value: str(value)
 )
 def test_an_option_of_a_network_that_no_record_can_hold_is_refused(value):
-    with pytest.raises(ValueError, match=r"model\.options: act_layer must be what a record can hold .*psd\.fit") as error:
+    what = r"model\.options: act_layer must be what a record can hold .*psd\.fit"
+    with pytest.raises(ValueError, match=what) as error:
         psd.config.ModelConfig("timm:vit_tiny_patch16_224", options={"act_layer": value})
     assert one_line(error)
 
