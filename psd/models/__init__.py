@@ -54,7 +54,8 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
             models) or "timm:NAME", both as their authors made them, most for 224 x 224 images.
         num_classes: at least 2; kept as the attribute `num_classes` of the model.
         weights: None, fresh ones; "default", the library's pretrained ones, which it may download; or a file of
-            safetensors or of torch. A classifier of other classes than num_classes is left fresh.
+            safetensors or of torch. A classifier of other classes than num_classes is drawn afresh, as torch draws any
+            linear layer.
         options: of torchvision's or timm's constructor, such as drop_path_rate=0.1 or img_size=64, or of the function
             that was registered.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from psd.checks import Refused
+from psd.features import classifier
 
 AUXILIARY = ("googlenet", "inception_v3")  # with auxiliary heads they return a tuple while training
 
@@ -38,8 +40,11 @@ def torchvision_names() -> list[str]:
 def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
     """timm's model; its name may end with that of its weights, as in resnet18.a1_in1k."""
     library = importlib.import_module("timm")
-    made: nn.Module = _made(library.create_model, name, pretrained=pretrained, num_classes=num_classes, **options)
-    return made
+    made = _made(library.create_model, name, pretrained=pretrained, num_classes=num_classes, **options)
+    if pretrained and made.pretrained_cfg["num_classes"] != num_classes:
+        with suppress(Refused):  # one that classifies by a convolution keeps timm's draw
+            classifier(made).reset_parameters()
+    return made  # type: ignore[no-any-return]
 
 
 def timm_names() -> list[str]:
@@ -69,15 +74,17 @@ def statistics(source: str, name: str) -> tuple[Sequence[float], Sequence[float]
 
 
 def take(model: nn.Module, weights: dict[str, Any], where: str) -> nn.Module:
-    """Load weights into a model of as many classes as it has; its last layer stays fresh where theirs has others.
+    """Load weights into a model of as many classes as it has; where theirs has others, its last layer is drawn afresh.
+
+    It is drawn as torch draws any linear layer, within 1 / sqrt(features): the libraries' own draw of some networks
+    (EfficientNets: within 1 / sqrt(classes)) makes for large logits, whose gradients spoil trained weights.
 
     Raises:
         ValueError: what is missing, left over or of another shape, apart from the classifier.
     """
-    from psd.features import classifier
-
     own = model.state_dict()
-    last = {id(value) for value in classifier(model).state_dict(keep_vars=True).values()}
+    linear = classifier(model)
+    last = {id(value) for value in linear.state_dict(keep_vars=True).values()}
     head = {name for name, value in model.state_dict(keep_vars=True).items() if id(value) in last}
     kept = {
         name: value
@@ -94,6 +101,8 @@ def take(model: nn.Module, weights: dict[str, Any], where: str) -> nn.Module:
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             )
     model.load_state_dict({**own, **kept})
+    if not head & kept.keys():
+        linear.reset_parameters()
     return model
 
 

@@ -110,11 +110,26 @@ def test_the_libraries_weights_are_asked_for_by_default(monkeypatch):
 
     def create_model(name: str, **options: object) -> nn.Module:
         asked.update(options)
-        return nn.Linear(2, 4)
+        return create(name, num_classes=4)
 
+    create = timm.create_model
     monkeypatch.setattr(timm, "create_model", create_model)
     models.build("timm:resnet18", 4, weights="default")
     assert asked == {"pretrained": True, "num_classes": 4}
+
+
+@pytest.mark.parametrize("weights", ["default", "file"])
+def test_the_fresh_head_of_a_pretrained_network_starts_small(weights, monkeypatch, tmp_path):
+    timm = pytest.importorskip("timm")
+    name = "tf_efficientnet_lite0"  # of 10 classes timm draws it within 1 / sqrt(10)
+    create = timm.create_model
+    if weights == "default":  # nothing is downloaded here
+        monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
+    else:
+        weights = written(create(name), tmp_path / "w.safetensors")
+    head = models.classifier(models.build(f"timm:{name}", 10, weights=weights))
+    assert 0 < head.weight.abs().max() <= head.in_features**-0.5
+    assert 0 < head.bias.abs().max() <= head.in_features**-0.5
 
 
 def test_fresh_weights_are_normalised_as_their_data_says():

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import psd
 from psd import losses, methods, models
 from psd.data.batches import Batches
-from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
+from psd.methods import Batch, Method, Progress, Setup, Step, ps_kd, single_terms
 from psd.seeding import seed_for
 from psd.training import checkpoints, records, watch
 from psd.training import fit as training
@@ -913,8 +913,9 @@ NO_HOST_DRAW = [
 @pytest.mark.parametrize("method", NO_HOST_DRAW)
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_no_step_waits_for_the_device(method, clip_norm, make, tmp_path, monkeypatch):
-    # Both look at labels, on the CPU alone.
+    # These look at labels, on the CPU alone.
     monkeypatch.setattr(losses, "_check_inputs", lambda *_: None)
+    monkeypatch.setattr(ps_kd, "check_probabilities", lambda *_: None)
     monkeypatch.setattr(F, "one_hot", lambda y, n: torch.zeros(len(y), n, dtype=torch.int64).scatter(1, y[:, None], 1))
     with training.prepared(make(tmp_path, method, optimizer={"clip_norm": clip_norm})) as loop:
         loop.train_step(0)  # the draws of an epoch, which come with its first step, may wait
