@@ -212,16 +212,17 @@ def _check_rows(records: list[Record], at_any_budget: bool = False) -> None:
 
 def _without_seed(record: Record) -> dict[str, Any]:
     """A record's settings without its seed, which stands in the name of a teacher of the same seed, too, and which is
-    that of a replicate's images."""
+    that of a replicate's images; and without its device, which `provenance` tells of."""
 
     def masked(value: Any) -> Any:
         return value.replace(f"-s{record.seed}", "-s*") if isinstance(value, str) else value
 
+    run = {**record.config["run"], "seed": None, "device": None}
     method = {key: masked(value) for key, value in record.config["method"].items()}
     data = dict(record.config["data"])
     if data.get("replicate"):
         del data["seed"]
-    return {**record.config, "data": data, "method": method, "run": {**record.config["run"], "seed": None}}
+    return {**record.config, "data": data, "method": method, "run": run}
 
 
 def _check_protocol(records: list[Record]) -> None:

@@ -280,6 +280,14 @@ def test_a_table_that_mixes_devices_or_revisions_names_them_below(write):
     assert text.endswith("\n\nRuns on NVIDIA H100 and cpu; code of revisions a1b2c3d and b2c3d4e+.\n")
 
 
+def test_seeds_of_one_method_may_have_run_on_two_devices(write):
+    made = [record(seed=seed, top1=70.0 + seed) for seed in (0, 1)]
+    for r, name in zip(made, ("cpu", "cuda"), strict=True):
+        r.config["run"]["device"] = r.device = name
+    text = reporting.report([write(*made)])
+    assert "70.50" in text and text.endswith("\n\nRuns on cpu and cuda.\n")
+
+
 def test_threads_of_a_cpu_are_no_other_device(write):
     text = reporting.report([write(record(), record("cutmix", device="cpu, 1 threads"))])
     assert "Runs on" not in text and "revision" not in text
