@@ -190,11 +190,11 @@ def large(options: argparse.Namespace, records: Path, seconds: float, say: Calla
 def compared(name: str, options: argparse.Namespace, records: Path) -> list[Any]:
     """The runs of a comparison, all methods of one seed before the next seed."""
     from psd.cli.settings import read_settings
-    from psd.training import config
+    from psd.training.comparison import comparison, shortened
 
     settings = {f"run.{key}": value for key, value in small_run(options).items()}
-    comparison = config.comparison(read_settings(name, {**settings, "run.output": os.fspath(records)}))
-    return (config.shortened(comparison) if options.fast else comparison).configs()
+    compared = comparison(read_settings(name, {**settings, "run.output": os.fspath(records)}))
+    return (shortened(compared) if options.fast else compared).configs()
 
 
 def small_run(options: argparse.Namespace) -> dict[str, Any]:

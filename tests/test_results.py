@@ -11,6 +11,7 @@ import pytest
 
 from psd import methods
 from psd.training import config
+from psd.training.comparison import comparison
 from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -117,7 +118,7 @@ def test_what_is_said_to_be_gone_is_gone():
 
 def promised(folder: str) -> list[config.Config]:
     recipe, changes, *chosen = PUBLISHED[folder]
-    return config.comparison(config.merge(config.read_yaml(recipe), changes), *chosen).configs()
+    return comparison(config.merge(config.read_yaml(recipe), changes), *chosen).configs()
 
 
 @pytest.mark.parametrize("folder", PUBLISHED)

@@ -20,6 +20,7 @@ from psd import models, tasks
 from psd.checks import Refused, did_you_mean
 from psd.cli.settings import at_home, list_settings, read_settings
 from psd.training import config
+from psd.training.comparison import comparison, shortened
 from psd.training.processes import TRY_AGAIN
 
 OVERRIDES = (
@@ -116,12 +117,12 @@ def _run_comparison(
     values = read_settings(name, settings)
     if any(key.startswith("budget.") for key in settings):  # then it is the only one
         values["compare"] = {key: value for key, value in values.get("compare", {}).items() if key != "budgets"}
-    comparison = config.comparison(values, chosen, seeds)
+    compared = comparison(values, chosen, seeds)
     for key in settings:
-        own = [method["name"] for method in comparison.methods if key in method]
+        own = [method["name"] for method in compared.methods if key in method]
         if own:
             raise Refused(f"{key} {settings[key]!r} would be ignored: in {name} {own[0]} has a value of its own")
-    configs = (config.shortened(comparison) if fast else comparison).configs()
+    configs = (shortened(compared) if fast else compared).configs()
     if not configs:
         raise Refused(f"{name}: no methods or no seeds to compare; name some, as in --methods cutmix --seeds 0 1 2")
     from psd.reporting import plots
