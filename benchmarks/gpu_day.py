@@ -21,6 +21,7 @@ import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, help="budget of each ResNet-18, instead of one that fits")
     parser.add_argument("--compile", default="off", help="run.compile of ResNet-18 (default: off)")
     parser.add_argument("--shared", action="store_true", help="let kernels of several processes overlap (NVIDIA's MPS)")
-    parser.add_argument("--revision", help="of the code, for records, where it lies outside a git checkout")
+    parser.add_argument("--revision", help="of the code, for records: where it lies outside its git checkout")
     parser.add_argument("--fast", action="store_true", help="tiny budgets: a rehearsal")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,7 @@ def side_by_side_rate(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace, end: float) -> None:
     from psd.training.jobs import train_all
     from psd.training.loop import Interrupted
+    from psd.training.records import Record
 
     records = options.out.absolute() / "results"
     records.mkdir(exist_ok=True)
@@ -160,7 +162,7 @@ def train(options: argparse.Namespace, end: float) -> None:
             files = sorted(records.rglob("*.json"))
             for file in files:
                 if options.revision:
-                    file.write_text(file.read_text().replace('"revision": null', f'"revision": "{options.revision}"'))
+                    replace(Record.read(file), revision=options.revision).write(file)
                 tar.add(file, file.relative_to(records))
         say(f"{len(files)} records are packed")
 

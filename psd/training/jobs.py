@@ -47,10 +47,11 @@ class _Worker:
         )
 
     config: Config | None  # what it is at work on
+    since: float  # when it was given that, by time.monotonic
 
     def give(self, config: Config) -> None:
         self._file.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-        self.config = config
+        self.config, self.since = config, time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, which `answer` tells
             assert self._process.stdin is not None
             print(self._file, file=self._process.stdin, flush=True)
@@ -143,7 +144,7 @@ def train_all(
     done, failed = len(configs) - len(todo), []
     if done and todo:
         say(f"{done} of {len(configs)} runs are done already")
-    began, passes, left = time.monotonic(), 0, sum(map(_passes, todo))
+    began, passes, seconds_trained = time.monotonic(), 0, 0.0
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="psd-") as folder, Termination() as termination:
         try:
@@ -166,13 +167,16 @@ def train_all(
                     assert config is not None  # as it was at work
                     if kind == "refused":
                         raise Refused(why)
-                    done, passes, left = done + 1, passes + _passes(config), left - _passes(config)
-                    rest = f"; about {_duration(left * (time.monotonic() - began) / passes)} to go" if left else ""
+                    done += 1
                     if kind == "trained":
-                        say(f"[{done} of {len(configs)}] {_result(config)}{rest}")
+                        record = _record(config)
+                        passes, seconds_trained = passes + _passes(config), seconds_trained + record.seconds
+                        rest = _left(todo, workers, seconds_trained / passes)
+                        to_go = f"; about {_duration(rest / jobs)} to go" if rest else ""
+                        say(f"[{done} of {len(configs)}] {_result(record)}{to_go}")
                     else:
                         failed.append(config.name)
-                        say(f"[{done} of {len(configs)}] {config.name} FAILED: {why}{rest}")
+                        say(f"[{done} of {len(configs)}] {config.name} FAILED: {why}")
                         workers.remove(worker)
                         worker.wait(STOP_SECONDS)
         finally:
@@ -207,8 +211,19 @@ def _passes(config: Config) -> int:
     return config.budget.image_passes or config.budget.epochs or 1
 
 
-def _result(config: Config) -> str:
-    record = Record.read(Path(config.run.output) / f"{config.name}.json")
+def _left(todo: Sequence[Config], workers: Sequence[_Worker], seconds_per_pass: float) -> float:
+    """Seconds of one process that the runs still take, at the rate of those that were trained."""
+    now = time.monotonic()
+    waiting = sum(_passes(config) * seconds_per_pass for config in todo)
+    at_work = [(worker.config, now - worker.since) for worker in workers if worker.config is not None]
+    return waiting + sum(max(0.0, _passes(config) * seconds_per_pass - been) for config, been in at_work)
+
+
+def _record(config: Config) -> Record:
+    return Record.read(Path(config.run.output) / f"{config.name}.json")
+
+
+def _result(record: Record) -> str:
     figures = {"top1": "top-1 {:.2f} %", "nll": "NLL {:.3f}", "ece": "ECE {:.3f}"}
     shown = ", ".join(text.format(record.final[key]) for key, text in figures.items())
     return f"{record.name}: {shown}, {record.seconds:.0f} s"

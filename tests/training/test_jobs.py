@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def test_sigterm_stops_the_runs_too(tmp_path):
     threading.Thread(target=ask).start()
     with pytest.raises(Interrupted, match="SIGTERM came: 0 of 1 runs are done"):
         jobs.train_all(some(tmp_path, range(1), passes=640_000), 1, say=lambda line: None)
+
+
+def test_the_time_to_go_is_that_of_runs_that_wait_and_the_rest_of_those_at_work(tmp_path):
+    waiting, half_done, overdue, idle = *some(tmp_path, passes=100), None
+    now = time.monotonic()
+    workers: Any = [
+        SimpleNamespace(config=half_done, since=now - 50),
+        SimpleNamespace(config=overdue, since=now - 500),
+        SimpleNamespace(config=idle, since=now - 500),
+    ]
+    assert jobs._left([waiting], workers, seconds_per_pass=1) == pytest.approx(100 + 50, abs=1)
 
 
 @pytest.mark.parametrize(("count", "seconds", "named"), [(0, None, "jobs"), (1, 0.0, "time limit")])
