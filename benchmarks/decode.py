@@ -1,14 +1,14 @@
-"""Images per second of decoding JPEG files and cutting training crops of them, by four paths.
+"""Images per second of decoding JPEG files and cutting training crops of them, by five paths.
 
 "PIL" decodes a file whole, cuts a window and resizes it, as torchvision's RandomResizedCrop does with a PIL image.
 "PIL, torch" decodes with PIL too and resizes the window as a tensor. "Stream" is what `psd.data.stream.Stream` does:
-so too, but PIL decodes at 1/2, 1/4 or 1/8 and resizes where the window allows it (its draft mode). "io, CPU" is
-`torchvision.io.decode_jpeg` with the crop and an antialiased resize on the tensor, and "io, GPU" the same on a CUDA
-device, all files in one call. Every path reads the files, and ends with uint8 RGB. All paths cut the same windows of
-the same images, drawn once, in one process with one thread. They take turns in one run; each number is the median
-over the turns, each ratio (path / PIL) the median of the turns' own ratios. "reduced" is the share of images whose
-window lets a JPEG be decoded at reduced size, "pixels" the mean absolute difference of the crops from those of PIL,
-of 255.
+simplejpeg decodes, at 1/2, 1/4 or 1/8 where the window allows it, and torch resizes; "Stream, PIL" is what it does
+where simplejpeg is not installed. "io, CPU" is `torchvision.io.decode_jpeg` with the crop and an antialiased resize on
+the tensor, and "io, GPU" the same on a CUDA device, all files in one call. Every path reads the files, and ends with
+uint8 RGB. All paths cut the same windows of the same images, drawn once, in one process with one thread. They take
+turns in one run; each number is the median over the turns, each ratio (path / PIL) the median of the turns' own ratios.
+"reduced" is the share of images whose window lets a JPEG be decoded at reduced size, "pixels" the mean absolute
+difference of the crops from those of PIL, of 255.
 
     python benchmarks/decode.py --folder PATH
     python benchmarks/decode.py --folder PATH --device cuda
@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as T
 
+from psd.data import decoding
 from psd.data.decoding import resized_crop
 
 CROP = 224
@@ -60,6 +62,11 @@ def with_stream(jobs: Sequence[Job]) -> list[Tensor]:
         with Image.open(file) as image:
             crops.append(resized_crop(image, window, CROP))
     return crops
+
+
+def with_stream_by_pil(jobs: Sequence[Job]) -> list[Tensor]:
+    with patch.object(decoding, "_simplejpeg", lambda: None):
+        return with_stream(jobs)
 
 
 def with_io(jobs: Sequence[Job]) -> list[Tensor]:
@@ -127,6 +134,7 @@ def main() -> None:
     paths: dict[str, Callable[[Sequence[Job]], list[Tensor]]] = {
         "PIL": with_pil,
         "PIL, torch": with_pil_and_torch,
+        "Stream, PIL": with_stream_by_pil,
         "Stream": with_stream,
         "io, CPU": with_io,
     }
@@ -139,11 +147,11 @@ def main() -> None:
         {name: len(jobs) / seconds(lambda path=path: path(jobs), device) for name, path in paths.items()}
         for _ in range(options.turns)
     ]
-    print(f"{'path':10}  {'images/s':>9}  {'ratio':>6}  {'pixels':>6}")
+    print(f"{'path':11}  {'images/s':>9}  {'ratio':>6}  {'pixels':>6}")
     for name in paths:
         rate = median(turn[name] for turn in turns)
         ratio = median(turn[name] / turn["PIL"] for turn in turns)
-        print(f"{name:10}  {rate:9,.1f}  {ratio:6.2f}  {difference(made[name], made['PIL']):6.2f}")
+        print(f"{name:11}  {rate:9,.1f}  {ratio:6.2f}  {difference(made[name], made['PIL']):6.2f}")
 
 
 if __name__ == "__main__":

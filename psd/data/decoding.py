@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -53,17 +56,20 @@ def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> 
     from torchvision.transforms.v2 import functional as T
 
     top, left, height, width = window
-    factor = _reduce(image, min(height, width), size)
+    reduced, factor = _reduced(image, min(height, width), size)
     x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
     # Cut before it is resized, as torchvision does it: no pixel from outside is mixed in.
-    x0, y0 = floor(x), floor(y)
-    cut = image.crop((x0, y0, ceil(right), ceil(bottom))).convert("RGB")
+    x0, y0, x1, y1 = floor(x), floor(y), ceil(right), ceil(bottom)
+    if isinstance(reduced, np.ndarray):
+        cut = reduced[y0:y1, x0:x1]
+    else:
+        cut = np.array(reduced.crop((x0, y0, x1, y1)).convert("RGB"))
     if factor > 1:  # the window may begin and end inside of a pixel, which PIL alone allows for
-        cut = cut.resize((size, size), pil.Resampling.BILINEAR, box=(x - x0, y - y0, right - x0, bottom - y0))
-    pixels = _pixels(cut)
-    if factor == 1:  # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
-        pixels = T.resize(pixels, [size, size], antialias=True)
-    return pixels
+        box = (x - x0, y - y0, right - x0, bottom - y0)
+        return _pixels(np.array(pil.fromarray(cut).resize((size, size), pil.Resampling.BILINEAR, box=box)))
+    # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
+    resized: Tensor = T.resize(_pixels(cut), [size, size], antialias=True)
+    return resized
 
 
 def centre_crop(image: Image, size: int) -> Tensor:
@@ -74,35 +80,53 @@ def centre_crop(image: Image, size: int) -> Tensor:
     from PIL import Image as pil
     from torchvision.transforms.v2 import functional as T
 
+    width, height = image.size
     shorter, longer = min(image.size), max(image.size)
     goal = round(size * RESIZED / CROPPED)
     other = int(goal * longer / shorter)  # torchvision's resize rounds down too
-    width, height = image.size
-    factor = _reduce(image, shorter, goal)
-    resized = image.convert("RGB").resize(
+    reduced, factor = _reduced(image, shorter, goal)
+    whole = pil.fromarray(reduced) if isinstance(reduced, np.ndarray) else reduced.convert("RGB")
+    resized = whole.resize(
         (goal, other) if width <= height else (other, goal),
         pil.Resampling.BILINEAR,
         box=(0, 0, width / factor, height / factor),
     )
-    return _pixels(T.center_crop(resized, [size]))
+    return _pixels(np.array(T.center_crop(resized, [size])))
 
 
-def _pixels(image: Image) -> Tensor:
-    """uint8 (3, H, W) of an RGB image, channels_last in memory as PIL has them."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _pixels(image: np.ndarray) -> Tensor:
+    """uint8 (3, H, W) of an image (H, W, 3), channels_last in memory."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _reduce(image: Image, side: int, size: int) -> int:
-    """Have a JPEG decoded at a fraction of its size that leaves at least `size` of `side` pixels: 1 / the result."""
+def _reduced(image: Image, side: int, size: int) -> tuple[Image | np.ndarray, int]:
+    """The image, of a JPEG that at a fraction of its size which leaves at least `size` of `side` pixels; 1 / it.
+
+    A JPEG in grey or colour (CMYK is not) is decoded to RGB (H, W, 3) by simplejpeg where it is installed. What that
+    does not take without a complaint is left to PIL, and so is the word on what is damaged.
+    """
     factor = next((factor for factor in (8, 4, 2) if side >= factor * size), 1)
-    if factor == 1:
-        return 1
     width, height = image.size
+    simplejpeg = _simplejpeg()
+    if simplejpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
+        file = cast(BinaryIO, image.fp)  # type: ignore[attr-defined]
+        file.seek(0)
+        least = {"min_width": ceil(width / factor), "min_height": ceil(height / factor)} if factor > 1 else {}
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(file.read(), "RGB", **least), factor
+    if factor == 1:
+        return image, 1
     # PIL divides the sides by these, rounds down and takes the next power of two below: exactly `factor`.
     drafted = image.draft("RGB", (width // factor, height // factor))
     if drafted is None:  # no JPEG
-        return 1
-    return round(width / drafted[1][2])
+        return image, 1
+    return image, round(width / drafted[1][2])
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+    """The module, or None."""
+    return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
 
 
 class Decoder(Dataset[Any]):

@@ -109,7 +109,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "patch-swap-distillation"):
+    for name in ("torch", "torchvision", "pillow", "simplejpeg", "patch-swap-distillation"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 from test_decoding import photo
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as T
 
-from psd.data import load
+from psd.data import decoding, load
 from psd.data.batches import Batches, Share
 from psd.data.folder import MEAN, STD
 from psd.data.images import ImageData
@@ -360,14 +361,20 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, suffix):
         assert (x - wanted.long()).abs().max() <= 1  # torch rounds otherwise than PIL
 
 
-def test_a_stream_decodes_at_reduced_size(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_pil", [False, True])
+def test_a_stream_decodes_at_reduced_size(tmp_path, monkeypatch, by_pil):
     for i in range(2):
         write(tmp_path / "train" / "a" / f"{i}.jpg", photo(640, 480))
-    drafted = []
-    original = Image.Image.crop
-    monkeypatch.setattr(Image.Image, "crop", lambda image, box: drafted.append(image.size) or original(image, box))
+    decoded = []
+    if by_pil:  # which shows its size when it is cut
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+        crop = Image.Image.crop
+        monkeypatch.setattr(Image.Image, "crop", lambda image, box: decoded.append(image.size) or crop(image, box))
+    else:
+        decode = simplejpeg.decode_jpeg
+        monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **b: decoded.append(decode(*a, **b)) or decoded[-1])
     stream(load(f"folder:{tmp_path}"), batch_size=2, crop_scale=1.0)[0]
-    assert drafted == [(80, 60)] * 2
+    assert [one if by_pil else one.shape[1::-1] for one in decoded] == [(80, 60)] * 2
 
 
 # --- damaged files

@@ -209,6 +209,8 @@ def test_versions_are_those_of_what_decides_a_result():
         "python": platform.python_version(),
         "torch": version("torch"),
         "torchvision": version("torchvision"),
+        "pillow": version("pillow"),
+        "simplejpeg": version("simplejpeg"),
         "patch-swap-distillation": version("patch-swap-distillation"),
     }
 
