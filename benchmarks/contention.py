@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from psd import models, threads
 
 CLASSES = 10
-AT_A_TIME = (1, 2, 4)
 WARM_UP = 3  # steps
 
 
@@ -81,11 +80,13 @@ def train(model_name: str, images: int) -> None:
 
 
 @contextmanager
-def started(model: str, images: int, environments: dict[str, dict[str, str]]) -> Iterator[dict[str, list[Training]]]:
+def started(
+    model: str, images: int, environments: dict[str, dict[str, str]], count: int
+) -> Iterator[dict[str, list[Training]]]:
     trainings: dict[str, list[Training]] = {name: [] for name in environments}
     try:
         for name, environment in environments.items():
-            for _ in range(max(AT_A_TIME)):
+            for _ in range(count):
                 trainings[name].append(Training(model, images, environment))
         yield trainings
     finally:
@@ -111,14 +112,16 @@ def measure(trainings: Sequence[Training], seconds: float) -> tuple[list[float],
 
 
 def compare(model: str, options: argparse.Namespace, environments: dict[str, dict[str, str]]) -> None:
-    rates: dict[tuple[str, int], list[list[float]]] = {(name, n): [] for name in environments for n in AT_A_TIME}
+    rates: dict[tuple[str, int], list[list[float]]] = {
+        (name, n): [] for name in environments for n in options.processes
+    }
     others: dict[tuple[str, int], list[float]] = {key: [] for key in rates}
     names = list(environments)
-    with started(model, options.images, environments) as trainings:
+    with started(model, options.images, environments, max(options.processes)) as trainings:
         for turn in range(options.turns):
             for k in range(len(names)):
                 name = names[(turn + k) % len(names)]
-                for n in AT_A_TIME:
+                for n in options.processes:
                     each, elsewhere = measure(trainings[name][:n], options.seconds)
                     rates[name, n].append(each)
                     others[name, n].append(elsewhere)
@@ -142,6 +145,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of one measurement, at least (default: 2)")
     parser.add_argument("--turns", type=int, default=7, help="repetitions, at least 1 (default: 7)")
     parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2, 4], help="at a time, the first of them 1 (default: 1 2 4)"
+    )
+    parser.add_argument(
         "--also", nargs="+", default=[], metavar="NAME=VALUE", help="other environments, of one variable each"
     )
     parser.add_argument("--train", metavar="MODEL", help=argparse.SUPPRESS)  # in the processes that it starts
@@ -149,6 +155,8 @@ def main() -> None:
     if options.train:
         train(options.train, options.images)
         return
+    if options.processes[0] != 1:
+        parser.error("--processes begins with 1, the one alone that the others are compared with")
     for text in options.also:
         if "=" not in text:
             parser.error(f"--also takes NAME=VALUE, got {text!r}")

@@ -221,7 +221,9 @@ class RunConfig:
     evaluate_every, checkpoint_every: epochs; 0 = only at the end (evaluation), never (checkpoints, but for SIGTERM).
     compile: the network by torch.compile: "off", one of its modes, or "auto": "reduce-overhead" (CUDA graphs) on one
     GPU for images in memory and 1000 steps or more. accumulate: forward a step's batch in that many parts, one after
-    another, to save memory; BatchNorm sees each part alone. sync_batchnorm: BatchNorm over all processes' images.
+    another, to save memory; BatchNorm normalises each part by itself and moves its running statistics once for each,
+    as where gradients are accumulated by hand. Of several processes, the running statistics are those of the main one,
+    as in DistributedDataParallel. sync_batchnorm: BatchNorm over all processes' images.
     tensorboard: write its event files beside metrics.jsonl.
     """
 
