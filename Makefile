@@ -6,7 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 
 PY := $(VENV)/bin/python
-PYTEST := PSD_FAST=1 $(PY) -m pytest --nbval-lax --nbval-current-env
+# Two processes, each with one thread; a file's tests, and a notebook's cells, stay in one of them.
+PYTEST := PSD_FAST=1 OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	--nbval-lax --nbval-current-env
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | cksum | cut -d ' ' -f 1)
 
 # A stamp says nothing where the Python below it was removed or replaced since: then install again.

@@ -197,7 +197,7 @@ def test_the_record_holds_the_task_s_figures_and_says_what_they_are(fitted):
         {"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3)},
         {"schedule": halving},
     ],
-    ids=str,
+    ids=["method", "task", "optimizer", "function of the parameters", "schedule"],
 )
 def test_each_of_one_s_own_goes_with_what_psd_has(own, tmp_path):
     train = data.load("shapes", classes=CLASSES, count=12, size=SIZE)
