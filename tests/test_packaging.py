@@ -194,9 +194,9 @@ def test_make_help_is_the_default_and_lists_every_target(checkout):
 @needs_make
 def test_make_installs_at_the_first_call_only(checkout):
     assert checkout.make("test").returncode == 0
-    assert checkout.asked() == [VENV, INSTALL, "pytest --nbval-lax"]
+    assert checkout.asked() == [VENV, INSTALL, "pytest -n"]
     assert checkout.make("test").returncode == 0
-    assert checkout.asked() == ["pytest --nbval-lax"]
+    assert checkout.asked() == ["pytest -n"]
     assert checkout.make("demo").returncode == 0
     assert checkout.asked() == ["psd demo"]
 

@@ -17,12 +17,23 @@ class Normalisation:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}  # sent once, as the host waits for what it sends
+        self._on: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        if images.device not in self._on:
+        pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C)
+        if not pixels.is_contiguous() or not len(images):
+            shift, scale = self._numbers(images.device, 1)
+            return images.float().add_(shift[:, None, None]).mul_(scale[:, None, None])
+        # Row by row: on a CPU, sums over the three values of a pixel take several times as long as over a row's.
+        shift, scale = self._numbers(images.device, images.shape[3])
+        result = pixels.float()
+        result.view(-1, len(shift)).add_(shift).mul_(scale)
+        return result.permute(0, 3, 1, 2)
+
+    def _numbers(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+        """What is added and multiplied, for a row of pixels; sent once, as the host waits for what it sends."""
+        if (device, width) not in self._on:
             mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-            numbers = (-255 * mean, 1 / (255 * std))
-            self._on[images.device] = tuple(x[:, None, None].to(images.device) for x in numbers)  # type: ignore[assignment]
-        shift, scale = self._on[images.device]
-        return images.float().add_(shift).mul_(scale)
+            shift, scale = (x.repeat(width).to(device) for x in (-255 * mean, 1 / (255 * std)))
+            self._on[device, width] = shift, scale
+        return self._on[device, width]
