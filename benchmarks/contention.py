@@ -24,10 +24,12 @@ from contextlib import contextmanager
 from statistics import mean, median
 
 import psutil
+
+# isort: off
+from psd import models, threads  # first, because it settles the threads before torch is loaded
 import torch
 from torch.nn import functional as F
-
-from psd import models, threads
+# isort: on
 
 CLASSES = 10
 WARM_UP = 3  # steps
