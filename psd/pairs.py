@@ -391,7 +391,10 @@ def _labels_of_items(items: Iterable[Any], columns: tuple[str, str] | None) -> T
     return _labels(labels)
 
 
-_GIVE = "give the labels themselves (ClassPairs: as targets=[...], or their name by columns=(image, label))"
+_GIVE = (
+    "give the labels themselves (ClassPairs: as targets=[...], or their name by columns=(image, label)), or call their "
+    "column label, as by Hugging Face's dataset.rename_column"
+)
 
 
 def _part(item: Any, part: int, columns: tuple[str, str] | None) -> Any:

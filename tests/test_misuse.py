@@ -332,3 +332,10 @@ def test_a_batch_of_one_is_not_mixed_with_itself(method, batch_size, accumulate,
     made = config(tmp_path, method=method, data={"batch_size": batch_size}, run={"accumulate": accumulate})
     with pytest.raises(ValueError, match=re.escape("data.batch_size must be at least 2, got 1")):
         psd.train(made)
+
+
+@pytest.mark.parametrize("names", [("image", "kind"), ("picture", "label")])
+def test_columns_of_other_names_are_to_be_renamed(names, tmp_path):
+    items = [dict(zip(names, (x, int(y)), strict=True)) for x, y in zip(PIXELS, LABELS, strict=True)]
+    with pytest.raises(ValueError, match="rename_column"):
+        fit(tmp_path, items)

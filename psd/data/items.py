@@ -111,7 +111,10 @@ def image_of(item: Any) -> Any:
     if isinstance(item, Mapping):
         column = next((name for name in IMAGE_COLUMNS if name in item), None)
         if column is None:
-            raise Refused(f"the data set's items have no image column ({', '.join(IMAGE_COLUMNS)}): {', '.join(item)}")
+            raise Refused(
+                f"the data set's items have no image column ({', '.join(IMAGE_COLUMNS)}), only {', '.join(item)}; call "
+                "it image, as by Hugging Face's dataset.rename_column"
+            )
         return item[column]
     if not isinstance(item, Sequence) or len(item) < 2:
         raise Refused(f"an item of the data set must be (image, target), got {type(item).__name__}")
