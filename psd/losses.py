@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class LossTerms(NamedTuple):
     cross_entropy: Tensor
     distillation: Tensor
     feature: Tensor
+
+    def backward(self) -> NoReturn:
+        """TypeError: there are several terms, and it is `total` that is trained on."""
+        raise TypeError("the loss has several terms; write loss(...).total.backward()")
 
 
 class SelfDistillationLoss(nn.Module):

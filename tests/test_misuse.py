@@ -339,3 +339,14 @@ def test_columns_of_other_names_are_to_be_renamed(names, tmp_path):
     items = [dict(zip(names, (x, int(y)), strict=True)) for x, y in zip(PIXELS, LABELS, strict=True)]
     with pytest.raises(ValueError, match="rename_column"):
         fit(tmp_path, items)
+
+
+def test_a_function_is_no_callback(tmp_path):
+    with pytest.raises(ValueError, match=r"callbacks must be instances of .*OnEpoch"):
+        fit(tmp_path, callbacks=[print])
+
+
+def test_the_loss_says_what_to_call_backward_of():
+    z = torch.zeros(2, 3, requires_grad=True)
+    with pytest.raises(TypeError, match=r"\.total\.backward\(\)"):
+        psd.SelfDistillationLoss()(z, z, torch.tensor([0, 1])).backward()

@@ -126,6 +126,12 @@ def fit(
     >>> record = psd.fit(psd.models.build("resnet8", 4), images, budget=1, batch_size=8,
     ...                  run={"output": tmp, "progress": False})                                # doctest: +SKIP
     """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise Refused(
+                f"callbacks must be instances of psd.training.callbacks.Callback, got {callback!r}; its neighbour OnEpoch "
+                "makes one of a function"
+            )
     pieces = Given(model, train, test, tune, method, task, budget, optimizer, schedule, batch_size, run, name, loading)
     with Place(pieces.run, RunFolder(pieces.run, pieces.name, {}).path) as place:
         plan = pieces.plan(place, logits)
