@@ -129,8 +129,8 @@ def fit(
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise Refused(
-                f"callbacks must be instances of psd.training.callbacks.Callback, got {callback!r}; its neighbour OnEpoch "
-                "makes one of a function"
+                f"callbacks must be instances of psd.training.callbacks.Callback, got {callback!r}; OnEpoch makes one "
+                "of a function"
             )
     pieces = Given(model, train, test, tune, method, task, budget, optimizer, schedule, batch_size, run, name, loading)
     with Place(pieces.run, RunFolder(pieces.run, pieces.name, {}).path) as place:
