@@ -17,12 +17,13 @@ from psd.data.normalisation import Normalisation
 from psd.data.stream import CentreCrops, Stream, is_folder
 from psd.methods import Batch
 
+Shown = tuple[Tensor, Any]  # images (N, C, H, W) and the targets of each
+
 
 class Loader(Protocol):
     """Training batches, each a function of (seed, step, turn, share) alone."""
 
     steps_per_epoch: int
-    targets: Tensor
     shape: tuple[int, ...]  # (C, H, W) of an image
 
     def get(self, step: int, turn: int = 0) -> Batch:
@@ -33,9 +34,8 @@ class Loader(Protocol):
 
 
 class Measured(Protocol):
-    """The images of an evaluation, in order. targets: (N,); shape: (C, H, W) of an image."""
+    """The images of an evaluation, in order. shape: (C, H, W) of an image."""
 
-    targets: Tensor
     classes: tuple[str, ...]
 
     @property
@@ -43,8 +43,8 @@ class Measured(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
-        """The images at `indices`, in that order, normalised, on the device."""
+    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Shown]:
+        """The images at `indices`, in that order, normalised, on the device; with their targets."""
 
 
 def loader(

@@ -283,26 +283,28 @@ class CentreCrops:
         """(C, H, W) of an image."""
         return 3, self.crop_size, self.crop_size
 
-    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
-        """The images at `indices`, in that order: normalised float32 (N, 3, S, S) on `device`, channels_last.
+    def batches(
+        self, indices: Sequence[int], batch_size: int, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at `indices`, in order: normalised float32 (N, 3, S, S) on `device`, channels_last; and labels.
 
         Raises:
             ValueError: batch_size below 1, a file that cannot be read. WorkerEnded: a worker has ended by force.
         """
         if batch_size < 1:
             raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
-        items = [Item(self._files[i], 0) for i in indices]
-        cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        cut = [[Item(self._files[i], 0) for i in part] for part in parts]
         decoder, device = Centres(self.crop_size), torch.device(device)
         # No more workers than batches: a worker without one would cost its start alone.
         loader = make_loader(decoder, cut, min(self.workers, len(cut)), device, persistent=False)
         decoded: Iterator[Decoded] | None = None
         try:
             decoded = iter(loader)
-            for images, unreadable in decoded:
+            for part, (images, unreadable) in zip(parts, decoded, strict=True):
                 if unreadable:
                     raise Refused(f"{unreadable[0][1]}; replace or remove it")
-                yield ready(images, self._normalise, device)
+                yield ready(images, self._normalise, device), self.targets[list(part)]
         except Exception as error:
             if is_end_of_worker(error):
                 raise worker_error(error, self.workers) from error

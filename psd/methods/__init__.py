@@ -102,10 +102,13 @@ class Method:
         before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another class): what the
         batch must hold. Sample indices are always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
+    learns: the targets that its loss can take: of "label" (one class an image), "mask" (a class a pixel) and whatever
+        else a task's `learns` may be.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # an instance may need more, by its options
     passes_per_anchor: ClassVar[int] = 1
+    learns: ClassVar[frozenset[str]] = frozenset({"label"})
 
     @property
     def name(self) -> str:
@@ -184,6 +187,15 @@ def name_of(method: type[Method]) -> str:
 def names() -> list[str]:
     """The names of all methods: the files of this folder, and what is registered."""
     return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_REGISTERED})
+
+
+def learning(target: str) -> list[str]:
+    """The names of the methods that can learn a task's targets.
+
+    >>> "cross_entropy" in learning("label")
+    True
+    """
+    return [name for name in names() if target in find(name).learns]
 
 
 def find(name: str) -> type[Method]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from psd import methods
 from psd.checks import Refused
 from psd.data.batches import Batches, Share
 from psd.data.loaders import loader, measured
@@ -90,8 +91,8 @@ class Loop:
         self.passes_per_step = plan.batch_size * plan.method.passes_per_anchor
         self.steps = plan.budget.steps(self.per_epoch, self.passes_per_step)
         self.test, self.tune = (d if d is None else measured(d, **plan.measuring) for d in (plan.test, plan.tune))
-        plan.task.refuse(plan.method)
-        plan.method.setup(Setup(plan.classes, len(self.loader.targets), load_model))
+        _check_learns(plan.task, plan.method)
+        plan.method.setup(Setup(plan.classes, len(plan.train), load_model))
         if self.share.parts > 1 and plan.method.state_dict():
             raise Refused(
                 f"method {plan.method.name} keeps a state from step to step, which the parts of a batch do not share: "
@@ -326,6 +327,15 @@ def _new_record(plan: Plan, place: Place) -> Record:
         versions=records.versions(),
         revision=records.revision(),
     )
+
+
+def _check_learns(task: Task, method: Method) -> None:
+    if task.learns not in method.learns:
+        able = ", ".join(methods.learning(task.learns)) or "none"
+        raise Refused(
+            f"method {method.name} learns {', '.join(sorted(method.learns))}, the task {task.name} has {task.learns}; "
+            f"of psd's methods, these learn it: {able}"
+        )
 
 
 @torch.no_grad()
