@@ -274,8 +274,8 @@ def test_turns_in_and_out_of_order(data):
 def test_in_order_the_stream_goes_on_and_does_not_begin_anew(data, monkeypatch):
     made, begun = stream(data, share=Share(0, 1, 2)), []
     made.get(0, 0)
-    original = type(made._loader).__iter__
-    monkeypatch.setattr(type(made._loader), "__iter__", lambda loader: begun.append(loader) or original(loader))
+    original = type(made._ahead._loader).__iter__
+    monkeypatch.setattr(type(made._ahead._loader), "__iter__", lambda loader: begun.append(loader) or original(loader))
     for position in [(0, 1), (1, 0), (1, 1), (2, 0)]:
         made.get(*position)
     assert not begun
