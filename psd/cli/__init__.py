@@ -178,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
     network, task = record.config.get("model", {}), tasks.find(record.task)
     statistics = models.normalisation(record.model, network.get("weights"))
-    how: dict[str, Any] = {"crop_size": data.crop_size, "workers": data.workers}
+    how: dict[str, Any] = {"crop_size": data.crop_size, "workers": data.workers, "learns": task.learns}
     how["normalisation"] = None if statistics is None else Normalisation(*statistics)
     test, tune = measured(load_data(data)[1], **how), load_tune(data)
     if len(test.classes) != model.num_classes:

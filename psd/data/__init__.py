@@ -25,6 +25,7 @@ Load = Callable[..., Any]
 
 _BUILT_IN = {  # name: the file here, its function, and where it looks below the root
     "shapes": ("shapes", "load", "."),
+    "shapes-scenes": ("shapes_scenes", "load", "."),
     "cifar100": ("cifar100", "load", "."),
     "cifar100-small": ("cifar100", "load_small", "."),
     "imagenet": ("folder", "load", "imagenet"),
@@ -68,7 +69,8 @@ def load(
     """Load one split of a data set.
 
     Args:
-        name: "shapes" (drawn, no file), "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
+        name: "shapes" (drawn, no file), "shapes-scenes" (drawn too, with masks and boxes),
+            "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
             training images each), "folder:PATH" (PATH/train/<class>/* and PATH/val/<class>/*), "imagenet" or
             "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet"; or a registered one.
         root: the folder where data sets live; `default_root()` if None.
@@ -79,13 +81,13 @@ def load(
         per_class: take that many images of every class of this split, drawn by `seed`.
         size: side of the images in pixels: drawn so for "shapes", resized for CIFAR-100 (default of both: 32) and
             folders (default: an ImageFolder of the files as they are).
-        count: number of images, for "shapes" alone.
+        count: number of images, for "shapes" and "shapes-scenes" alone.
         seed: of the subset, and of what "shapes" draws and "cifar100-small" chooses; use one for all splits.
         verify: check that "cifar100" is CIFAR-100; False loads other data of the same layout, with a warning.
 
     Returns:
-        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`); for a
-        registered data set what its function gives.
+        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`); for
+        "shapes-scenes" `psd.data.scenes.Scenes`; for a registered data set what its function gives.
 
     Raises:
         ValueError: an unknown name or split (with the nearest valid one), an argument that the data set does
@@ -156,8 +158,8 @@ def register(name: str, load: Load) -> Load:
 def names() -> list[str]:
     """The names of all data sets: those with a file here, and what is registered.
 
-    >>> names()[:2]
-    ['shapes', 'cifar100']
+    >>> names()[:3]
+    ['shapes', 'shapes-scenes', 'cifar100']
     """
     return [*_BUILT_IN, *_REGISTERED, "folder:PATH"]
 

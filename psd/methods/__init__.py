@@ -37,15 +37,17 @@ class RawPair:
 
 @dataclass
 class Batch:
-    """One step's images, augmented and normalised: float32 (N, C, H, W).
+    """One step's images, augmented and normalised: float32 (N, C, H, W), and what is to be learnt of them: labels (N,),
+    or what the task learns of scenes: masks (N, H, W), or a list of boxes and their labels.
 
     `partner` holds another image of each anchor's class, `other` an image of another class with its label `other_y`,
     `view` a second augmentation of the anchors, `previous` the anchors of the step before under a new augmentation
-    (None in step 0), `raw` the pairs before augmentation. They are None unless the method needs them.
+    (None in step 0), `raw` the pairs before augmentation. They are None unless the method needs them. A scene's partner
+    and view are cut by themselves, and have targets of their own: `partner_y`, `view_y`.
     """
 
     x: Tensor
-    y: Tensor  # (N,) int64
+    y: Any  # (N,) int64; masks (N, H, W) int64, -100 where a pixel does not count
     index: Tensor  # (N,) int64: position of each anchor in the training set
     partner: Tensor | None = None
     other: Tensor | None = None
@@ -53,6 +55,8 @@ class Batch:
     view: Tensor | None = None
     previous: Batch | None = None
     raw: RawPair | None = None
+    partner_y: Any = None
+    view_y: Any = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,13 @@ class Setup(NamedTuple):
 
 @dataclass
 class Step:
-    """What one training step gives back: the terms to descend, and logits (N, C) with their target ((N,) labels or
-    (N, C) probabilities) for the running accuracy."""
+    """What one training step gives back: the terms to descend, and logits (N, C, *spatial) with their target (labels
+    (N, *spatial), below 0 where they do not count, or probabilities (N, C)) for the running accuracy; None of both
+    where there is none."""
 
     terms: LossTerms
-    logits: Tensor
-    target: Tensor
+    logits: Tensor | None
+    target: Tensor | None
 
 
 class Method:

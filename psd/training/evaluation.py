@@ -34,7 +34,8 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, task: str | Tas
     >>> metrics.n_test
     32
     """
-    return meter(model, measured(_data_set(data)), _task(task), batch_size).compute()
+    chosen = _task(task)
+    return meter(model, measured(_data_set(data), learns=chosen.learns), chosen, batch_size).compute()
 
 
 def calibrate(model: nn.Module, data: Any, batch_size: int = 500) -> Temperature:

@@ -85,12 +85,15 @@ class Loop:
             plan.method.needs,
             device=place.device,
             share=self.share,
+            learns=plan.task.learns,
             **plan.loading,
         )
         self.per_epoch = self.loader.steps_per_epoch
         self.passes_per_step = plan.batch_size * plan.method.passes_per_anchor
         self.steps = plan.budget.steps(self.per_epoch, self.passes_per_step)
-        self.test, self.tune = (d if d is None else measured(d, **plan.measuring) for d in (plan.test, plan.tune))
+        self.test, self.tune = (
+            d if d is None else measured(d, learns=plan.task.learns, **plan.measuring) for d in (plan.test, plan.tune)
+        )
         _check_learns(plan.task, plan.method)
         plan.method.setup(Setup(plan.classes, len(plan.train), load_model))
         if self.share.parts > 1 and plan.method.state_dict():
@@ -300,7 +303,7 @@ class Loop:
 
 
 class _WithLogits(nn.Module):
-    """What a method is given: x -> logits, whatever the network's output is."""
+    """What a method is given: x -> logits, whatever the network's output is; (x, targets) -> its own losses."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         super().__init__()
@@ -308,8 +311,8 @@ class _WithLogits(nn.Module):
         if hasattr(model, "_orig_mod"):  # features are taken from the network that is not compiled
             self._orig_mod = _WithLogits(model._orig_mod, plan)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._logits(self.model(x))
+    def forward(self, x: Tensor, *targets: Any) -> Any:
+        return self.model(x, *targets) if targets else self._logits(self.model(x))
 
 
 def _new_record(plan: Plan, place: Place) -> Record:
@@ -358,7 +361,12 @@ def _check_fit(plan: Plan, shape: tuple[int, ...]) -> None:
                 )
             ) from error
         logits = (plan.logits or plan.task.logits)(output)
-    if logits.shape[1] != plan.classes:
+    given = logits.shape[1] if isinstance(logits, Tensor) else getattr(plan.model, "num_classes", plan.classes)
+    if given != plan.classes:
+        raise Refused(f"model {plan.architecture!r} gives {given} logits, the data has {plan.classes} classes")
+    if isinstance(logits, Tensor) and logits.ndim > 2 and logits.shape[2:] != shape[1:]:
+        sides = " x ".join(map(str, logits.shape[2:]))
         raise Refused(
-            f"model {plan.architecture!r} gives {logits.shape[1]} logits, the data has {plan.classes} classes"
+            f"model {plan.architecture!r} gives logits at {sides} places of an image of {shape[1]} x {shape[2]} "
+            "pixels; psd.fit takes a function that resizes them, logits=..."
         )
