@@ -16,10 +16,17 @@ from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
-# What README and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
+# What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
     "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),
+    **{
+        f"cifar100-small-per_class{n}-size64-replicates/timm-tf_efficientnet_lite0/8kpass": (
+            "photographs/pretrained",
+            {"model": {"weights": "tf_efficientnet_lite0.safetensors"}, "data": {"per_class": n}},
+        )
+        for n in (5, 20, 50)
+    },
     "cifar100-small-fit/resnet14/200kpass": ("compare/cifar100-small-ablations", {}, ["patch_swap"]),
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
