@@ -16,7 +16,8 @@ from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
-# What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
+# What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if
+# not all.
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
     "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),

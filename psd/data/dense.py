@@ -99,7 +99,8 @@ class SceneBatches:
     Args:
         data: the training pictures.
         learns: what of their targets: "mask", "boxes".
-        batch_size, seed, device, workers, share: as of `Stream`; pictures in memory are cut in this process.
+        batch_size, seed, device, workers, share: as of `Stream`; pictures in memory are cut in this process
+            unless `workers` says otherwise.
         needs: which of "partner" (another picture that shares a class: `scene_partners`), "view", "previous".
         crop_size: side of the images in pixels; the pictures' own where they are in memory.
         crop_scale: the least share of a picture's area that a part has.
@@ -133,7 +134,7 @@ class SceneBatches:
         side = data.size or crop_size
         self.device = torch.device(device)
         self.shape: tuple[int, ...] = (3, side, side)
-        self.workers = 0 if data.size else worker_count(workers)
+        self.workers = worker_count(workers if data.portable else workers or 0)
         present = data.present
         if "partner" in needs:
             warn_of_lone(present)
@@ -184,7 +185,7 @@ class MeasuredScenes:
     ) -> None:
         side = data.size or crop_size
         self.classes, self.shape = data.classes, (3, side, side)
-        self._count, self._workers = len(data), 0 if data.size else worker_count(workers)
+        self._count, self._workers = len(data), worker_count(workers if data.portable else workers or 0)
         self._cuts = Whole(data, learns, self.shape[1])
         self._normalise = normalisation or Normalisation(data.mean, data.std)
 

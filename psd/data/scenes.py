@@ -34,6 +34,7 @@ class Scenes(Dataset[tuple[Tensor, Target]]):
         present: bool (N, C), the classes that each picture shows; background counts as none.
         size: the side in pixels where all are squares in memory; None where they are read from files.
         flip: whether a picture may be mirrored in training.
+        portable: whether `read` may be sent to worker processes without being asked to.
         mean, std: of pixels / 255, for normalisation.
 
     Raises:
@@ -50,6 +51,7 @@ class Scenes(Dataset[tuple[Tensor, Target]]):
         flip: bool = True,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
+        portable: bool = True,
     ) -> None:
         if present.ndim != 2 or present.shape[1] != len(classes) or not len(present):
             raise Refused(
@@ -60,6 +62,7 @@ class Scenes(Dataset[tuple[Tensor, Target]]):
         self.present = present.bool().clone()
         self.present[:, 0] = False
         self.size, self.flip, self.mean, self.std = size, flip, tuple(mean), tuple(std)
+        self.portable = portable and size is None
 
     def __len__(self) -> int:
         return len(self.present)
@@ -78,7 +81,7 @@ class Scenes(Dataset[tuple[Tensor, Target]]):
         return self._like(_Chosen(self.read, chosen.tolist()), self.present[chosen], self.size)
 
     def _like(self, read: Callable[[int], tuple[Tensor, Target]], present: Tensor, size: int | None) -> Scenes:
-        return Scenes(self.name, self.classes, read, present, size, self.flip, self.mean, self.std)
+        return Scenes(self.name, self.classes, read, present, size, self.flip, self.mean, self.std, self.portable)
 
 
 class _Chosen:
@@ -114,7 +117,7 @@ def as_scenes(dataset: Any, learns: str, name: str | None = None) -> Scenes:
     read = _Reading(dataset, learns, len(classes))
     present = torch.stack([shown(read(i)[1], len(classes)) for i in range(len(dataset))])
     named = name or getattr(dataset, "name", None) or type(dataset).__name__
-    return Scenes(named, classes, read, present)
+    return Scenes(named, classes, read, present, portable=False)
 
 
 class _Reading:

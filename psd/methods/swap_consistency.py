@@ -58,4 +58,4 @@ class SwapConsistency(Method):
         mixed_a, mixed_b = mixed.chunk(2)
         back = torch.cat(exchanged(mixed_a, mixed_b, swapped))
         y = torch.cat([batch.y, batch.partner_y])
-        return Step(self.loss()(whole, back, y), whole, y)
+        return Step(self.loss()(whole, back, y), torch.cat([whole, back]), torch.cat([y, y]))
