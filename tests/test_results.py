@@ -12,6 +12,7 @@ import pytest
 from psd import methods
 from psd.training import config
 from psd.training.comparison import comparison
+from psd.training.fit import settings_of
 from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -133,7 +134,7 @@ def promised(folder: str) -> list[config.Config]:
 def test_a_published_comparison_has_every_run_of_its_recipe_with_its_settings(folder):
     for run in promised(folder):
         record = Record.read(RESULTS / f"{run.name}.json")
-        assert not config.differences(record.config, run.to_dict())
+        assert not config.differences(record.config, settings_of(run, None))
 
 
 @pytest.mark.parametrize("folder", PUBLISHED)

@@ -113,7 +113,7 @@ def _with_head(name: str, count: int, weights: str | os.PathLike[str] | None, op
         detection.check_maps(backbone, name)
     model = HEADS[head](backbone, count)
     if weights is not None and default is None:
-        transfer(weights, model)
+        model.transferred = transfer(weights, model)  # type: ignore[assignment]  # to be told, no part of it
     return model
 
 

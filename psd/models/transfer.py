@@ -64,7 +64,7 @@ def transfer(source: nn.Module | dict[str, Tensor] | str | os.PathLike[str], mod
     if not any(name in found and id(parameter) not in heads for name, parameter in model.named_parameters()):
         raise Refused(
             f"nothing of {_describe(source)} fits {type(model).__name__}, apart from heads: it holds "
-            f"{', '.join(list(weights)[:2])}, the network {', '.join(list(own)[:2])}; take the backbone that was trained"
+            f"{', '.join(list(weights)[:2])}, the network {', '.join(list(own)[:2])}; give the weights of its backbone"
         )
     model.load_state_dict({**own, **found})
     return Report(tuple(found), tuple(skipped), tuple(name for name in own if name not in found))

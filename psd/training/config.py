@@ -112,7 +112,8 @@ class TaskConfig:
 class ModelConfig:
     """name: one of `psd.models.names()`, torchvision:NAME or timm:NAME.
 
-    weights: fresh ones if None; "default": the pretrained ones of that library; or a file.
+    weights: fresh ones if None; "default": the pretrained ones of that library; or a file, or of a name HEAD@NAME the
+    folder of a run, whose backbone is moved (`psd.models.transfer`).
     options: of torchvision's or timm's constructor, such as {drop_path_rate: 0.1} or {img_size: 64}.
     freeze_backbone: train the classifier alone; the BatchNorm layers before it stay as they are, too.
     """

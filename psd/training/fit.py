@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -153,6 +154,9 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
     classes = len(classes_of(train_data, task))
     torch.manual_seed(seed_for(config.run.seed, "weights"))
     model = models.build(chosen.name, classes, weights=chosen.weights, **chosen.options)
+    moved = getattr(model, "transferred", None)
+    if moved is not None and config.run.progress:
+        print(f"{chosen.weights}: {moved}", file=sys.stderr)
     statistics = models.normalisation(chosen.name, chosen.weights)
     normalisation = None if statistics is None else Normalisation(*statistics)
     if chosen.freeze_backbone:
