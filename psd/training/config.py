@@ -89,7 +89,7 @@ class DataConfig:
     @property
     def label(self) -> str:
         """The data's name in records: whatever changes the images is part of it."""
-        parts = [Path(self.name.partition(":")[2]).name if self.name.startswith("folder:") else self.name]
+        parts = [Path(self.name.partition(":")[2]).name if data.at_a_path(self.name) else self.name]
         parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
         parts += [f"noise{self.label_noise:g}"] if self.label_noise else []
         draw = "replicates" if self.replicate else f"seed{self.seed}" if self.seed else None
