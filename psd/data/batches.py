@@ -117,6 +117,7 @@ class Batches:
         self._pixels = self._padded_pixels(images)
         self._raw = images if "raw" in self.needs else None
         self._normalise = normalisation or Normalisation(data.mean, data.std)
+        self.statistics = self._normalise.statistics
         self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=10)(
             self._draw_epoch
         )  # this epoch's and the one before, for every role

@@ -144,6 +144,7 @@ class SceneBatches:
         cuts = Random(data, learns, self.shape[1], crop_scale, data.flip if flip is None else flip)
         self._plan, self._ahead = plan, Ahead(cuts, plan, self.workers, self.device)
         self._normalise = normalisation or Normalisation(data.mean, data.std)
+        self.statistics = self._normalise.statistics
 
     def get(self, step: int, turn: int = 0) -> Batch:
         """One of the parts of a step's batch that this process has."""

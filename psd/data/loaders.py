@@ -28,6 +28,10 @@ class Loader(Protocol):
     steps_per_epoch: int
     shape: tuple[int, ...]  # (C, H, W) of an image
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and deviation by which pixels / 255 are normalised; None of images that come normalised."""
+
     def get(self, step: int, turn: int = 0) -> Batch:
         """One of the parts of a step's batch that this process has."""
 

@@ -123,9 +123,12 @@ class Stream:
         if is_folder(data):
             keys, self.decoder = _files(data), TrainingCrops(crop_size, crop_scale, flip)
             self.shape: tuple[int, ...] = (3, crop_size, crop_size)
+            self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = self._normalise.statistics
         else:
             keys, self.decoder = range(len(data)), Items(data)
-            self.shape = tuple(self.decoder.image(0, 0).shape)
+            first = self.decoder.image(0, 0)
+            self.shape = tuple(first.shape)
+            self.statistics = self._normalise.statistics if first.dtype == torch.uint8 else None
         labels = self.targets  # not self, to which the plan must not refer back
         draws = {
             "partners": lambda epoch: epoch_partners(labels, seed, epoch),

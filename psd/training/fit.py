@@ -151,7 +151,8 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
     data, chosen = config.data, config.model
     train_data, test = load_data(data)
     task = tasks.find(config.task.name)
-    classes = len(classes_of(train_data, task))
+    names = classes_of(train_data, task)
+    classes = len(names)
     torch.manual_seed(seed_for(config.run.seed, "weights"))
     model = models.build(chosen.name, classes, weights=chosen.weights, **chosen.options)
     moved = getattr(model, "transferred", None)
@@ -167,7 +168,7 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
         name=config.name,
         data=data.label,
         architecture=chosen.name,
-        classes=classes,
+        class_names=names,
         settings=settings,
         model=model,
         train=train_data,

@@ -75,7 +75,7 @@ class Given:
             self.train, self.test, self.tune = (
                 d if d is None else as_scenes(d, self.task.learns) for d in (train, test, tune)
             )
-        self.classes = len(classes_of(self.train, self.task, self.test))
+        self.classes = classes_of(self.train, self.task, self.test)
         self.data = name or getattr(train, "name", None) or type(train).__name__
         variant = f"-{self.run.variant}" if self.run.variant else ""
         folder = f"{self.data}/{type(model).__name__}/{self.budget.label}".replace(":", "-")
@@ -87,7 +87,7 @@ class Given:
             name=self.name,
             data=self.data,
             architecture=type(self.model).__name__,
-            classes=self.classes,
+            class_names=self.classes,
             settings=self.settings(place),
             model=self.model,
             train=self.train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class Plan:
     name: str
     data: str
     architecture: str
-    classes: int
+    class_names: tuple[str, ...]
     settings: dict[str, Any]
     model: nn.Module
     train: Any
@@ -69,6 +70,10 @@ class Plan:
     logits: Callable[[Any], Tensor] | None = None
     train_mode: Callable[[nn.Module], object] = nn.Module.train
     metadata: dict[str, str] = field(default_factory=dict)  # in the header of the weights' file
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
 
 
 class Loop:
@@ -282,9 +287,16 @@ class Loop:
         record.image_passes = self.steps * self.passes_per_step
         record.images_per_second = record.image_passes / self.seconds_training
         record.peak_memory = records.peak_memory(self.place.device)
-        metadata = {**self.plan.metadata, "name": record.name}
+        metadata = {**self.plan.metadata, "name": record.name, **self._images()}
         self.place.processes.on_main(lambda: self.folder.finish(record, self.network, metadata))
         return record
+
+    def _images(self) -> dict[str, str]:
+        """What who uses the network has to know of images and classes, as JSON."""
+        known = {"class_names": list(self.plan.class_names), "size": self.loader.shape[-1]}
+        if self.loader.statistics is not None:
+            known["mean"], known["std"] = map(list, self.loader.statistics)
+        return {key: json.dumps(value) for key, value in known.items()}
 
     def _own_callbacks(self) -> list[Callback]:
         tracked = self.plan.run.tensorboard
