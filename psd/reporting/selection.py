@@ -15,6 +15,7 @@ from psd.training import config
 from psd.training.records import Record
 
 BASELINE = "cross_entropy"
+OWN = "own_loss"  # the baseline where networks compute their losses themselves
 PROTOCOL = ("precision", "accumulate", "sync_batchnorm")  # of the settings in `run`, those that shape a result
 NEAR = 0.05  # the share by which lengths of runs that are compared may differ: batches cut an epoch's end unequally
 TUNED = (("data", "batch_size"), ("optimizer", "lr"))  # may differ in a table, whose columns then tell
@@ -35,7 +36,7 @@ def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
     for _, record in found.values():
         tables[record.data, record.model, budget_size(record), record.budget].append(record)
     for records in tables.values():
-        records.sort(key=lambda r: (r.variant != BASELINE, r.variant, r.seed))
+        records.sort(key=lambda r: (r.variant not in (BASELINE, OWN), r.variant, r.seed))
         _check_rows(records)
         _check_protocol(records)
     return [tables[key] for key in sorted(tables)]

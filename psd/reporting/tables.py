@@ -15,6 +15,7 @@ from typing import Any
 from psd.checks import Refused
 from psd.reporting.selection import (
     BASELINE,
+    OWN,
     budget_name,
     by_method,
     differences,
@@ -112,6 +113,7 @@ def _table(records: list[Record], costs: bool) -> str:
         "method": lambda name, row: name,
         _column(first): measured(first),
         f"Δ {BASELINE}": lambda name, row: _difference(rows, name, BASELINE, first),
+        f"Δ {OWN}": lambda name, row: _difference(rows, name, OWN, first),
         f"Δ {CONTROL}": lambda name, row: _difference(rows, name, CONTROL, first),
         **{_column(metric): measured(metric) for metric in others},
         "images a step": lambda name, row: str(round(row[0].image_passes / steps(row[0]))),
@@ -127,7 +129,7 @@ def _table(records: list[Record], costs: bool) -> str:
             "forwards": lambda name, row: str(_forwards(row[0])),
             "memory": lambda name, row: _memory(row),
         }
-    for other in (BASELINE, CONTROL):
+    for other in (BASELINE, OWN, CONTROL):
         if other not in _compared_with(rows):
             del columns[f"Δ {other}"]
     if not _differ(records, "data", "batch_size"):
@@ -181,7 +183,7 @@ def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:
         line: dict[str, Any] = {"data": row[0].data, "model": row[0].model, "budget": row[0].budget, "method": name}
         line["seeds"] = " ".join(str(record.seed) for record in row)
         columns = {metric.name: values(row, metric) for metric in found.values()}
-        for other in (BASELINE, CONTROL):
+        for other in (BASELINE, OWN, CONTROL):
             columns[f"{primary(rows).name}_minus_{other}"] = [] if name == other else differences(rows, name, other)
         for key, numbers in columns.items():
             middle, half = interval(numbers) if numbers else (None, None)
