@@ -23,6 +23,8 @@ PUBLISHED = {
     "cifar100-small-fit/resnet14/200kpass": ("compare/cifar100-small-ablations", {}, ["patch_swap"]),
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
+    "shapes-classes4-per_class800-seed2-fit/timm-vit_tiny_patch16_224/24kpass": ("compare/shapes-vit-token4", {}),
+    "shapes-classes4-per_class800-seed2-fit/timm-vit_small_patch8_224/24kpass": ("compare/shapes-vit-token8", {}),
     "shapes/resnet8/125ep": ("shapes", {"budget": {"epochs": 125}}),
     "cifar100-small-per_class25/resnet14/200kpass": (
         "cifar100-small",
