@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from psd.calibration import Temperature
     from psd.reporting import plots
     from psd.reporting.tables import report
-    from psd.tasks import Metrics
+    from psd.tasks import Metrics, Task
     from psd.training import config
     from psd.training.checkpoints import load_model
     from psd.training.config import Config
     from psd.training.evaluation import calibrate, evaluate
+    from psd.training.export import export
     from psd.training.fit import fit, train
     from psd.training.records import Record
 
@@ -44,7 +45,9 @@ _LAZY = {
     "Temperature": "psd.calibration",
     "calibrate": "psd.training.evaluation",
     "Metrics": "psd.tasks",
+    "Task": "psd.tasks",
     "evaluate": "psd.training.evaluation",
+    "export": "psd.training.export",
     "fit": "psd.training.fit",
     "Record": "psd.training.records",
     "load_model": "psd.training.checkpoints",
@@ -69,11 +72,13 @@ __all__ = [
     "PatchSwap",
     "Record",
     "SelfDistillationLoss",
+    "Task",
     "Temperature",
     "calibrate",
     "config",
     "data",
     "evaluate",
+    "export",
     "fit",
     "load_model",
     "methods",

@@ -1,4 +1,4 @@
-"""README says what is true: its tables, its commands, its links, its five lines."""
+"""README and RESULTS say what is true: their tables, commands, links, README's five lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from psd.training import config
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md")}
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(PAGES.values()), flags=re.MULTILINE | re.DOTALL)
 LINES = [
     line.partition("#")[0].split("   ")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
 ]
@@ -30,23 +31,29 @@ COMMANDS = [line for line in LINES if line.startswith("psd ")]
 COMMANDS += [f"psd {line.partition(' -m psd ')[2]}" for line in LAUNCHED]
 
 
-def test_the_tables_are_those_of_the_records():
-    assert reporting.fill(TEXT, ROOT) == TEXT, "run `psd report --fill README.md`"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_those_of_the_records(page):
+    assert reporting.fill(PAGES[page], ROOT) == PAGES[page], f"run `psd report --fill {page}`"
 
 
-def test_every_table_of_results_is_made_from_records():
-    outside = reporting.BLOCK.sub("", TEXT)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_of_results_is_made_from_records(page):
+    outside = reporting.BLOCK.sub("", PAGES[page])
     assert "top-1 %" not in outside
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", TEXT))))
-def test_a_link_leads_to_a_file(link):
+def links(pattern: str) -> list[tuple[str, str]]:
+    return [(page, link) for page, text in PAGES.items() for link in sorted(set(re.findall(pattern, text)))]
+
+
+@pytest.mark.parametrize(("page", "link"), links(r"\]\((?!http)([^)#]+)[^)]*\)"))
+def test_a_link_leads_to_a_file(page, link):
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([^)]+)\)", TEXT))))
-def test_an_anchor_is_a_heading(anchor):
-    headings = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)
+@pytest.mark.parametrize(("page", "anchor"), links(r"\]\(#([^)]+)\)"))
+def test_an_anchor_is_a_heading(page, anchor):
+    headings = re.findall(r"^#+ (.*)$", PAGES[page], flags=re.MULTILINE)
     assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 

@@ -12,14 +12,23 @@ import pytest
 from psd import methods
 from psd.training import config
 from psd.training.comparison import comparison
+from psd.training.fit import settings_of
 from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
-# What README and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if not all.
+# What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if
+# not all.
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
     "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),
+    **{
+        f"cifar100-small-per_class{n}-size64-replicates/timm-tf_efficientnet_lite0/8kpass": (
+            "photographs/pretrained",
+            {"model": {"weights": "tf_efficientnet_lite0.safetensors"}, "data": {"per_class": n}},
+        )
+        for n in (5, 20, 50)
+    },
     "cifar100-small-fit/resnet14/200kpass": ("compare/cifar100-small-ablations", {}, ["patch_swap"]),
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
@@ -127,7 +136,7 @@ def promised(folder: str) -> list[config.Config]:
 def test_a_published_comparison_has_every_run_of_its_recipe_with_its_settings(folder):
     for run in promised(folder):
         record = Record.read(RESULTS / f"{run.name}.json")
-        assert not config.differences(record.config, run.to_dict())
+        assert not config.differences(record.config, settings_of(run, None))
 
 
 @pytest.mark.parametrize("folder", PUBLISHED)

@@ -87,6 +87,7 @@ class Agreeing:
     """A task, with a metric that psd does not have."""
 
     name = "agreeing"
+    learns = "label"
     metrics = (Metric("kappa", "Cohen's kappa", "", "higher", 3),)
 
     def logits(self, output: Any) -> Tensor:
@@ -96,9 +97,11 @@ class Agreeing:
     def meter(self, classes: int) -> Agreement:
         return Agreement(classes)
 
-    def refuse(self, method: Method) -> None:
-        if "partner" in method.needs:
-            raise ValueError(f"method {method.name} makes no sense for the task agreeing; take cross_entropy")
+
+class Ordering(Agreeing):
+    """Another task, of targets that only a method of one's own learns."""
+
+    name, learns = "ordering", "order"
 
 
 class SignDescent(torch.optim.Optimizer):
@@ -214,9 +217,9 @@ def test_any_map_style_data_set_is_trained_on(tmp_path):
     assert record.data == "list" and record.epochs[-1]["steps"] == STEPS and record.final == {}
 
 
-def test_a_task_refuses_the_method_that_it_cannot_use(tmp_path):
-    given = {"task": "agreeing", "method": "patch_swap", "budget": 1, "run": {**RUN, "output": str(tmp_path)}}
-    with pytest.raises(ValueError, match="patch_swap makes no sense for the task agreeing"):
+def test_a_method_that_does_not_learn_what_the_task_has_is_refused(tmp_path):
+    given = {"task": Ordering(), "method": "patch_swap", "budget": 1, "run": {**RUN, "output": str(tmp_path)}}
+    with pytest.raises(ValueError, match=r"patch_swap learns label, the task ordering has order; .* learn it: none"):
         psd.fit(TwoLayers(CLASSES), load_squares(tmp_path, "train"), **given, batch_size=BATCH)
 
 

@@ -178,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
     network, task = record.config.get("model", {}), tasks.find(record.task)
     statistics = models.normalisation(record.model, network.get("weights"))
-    how: dict[str, Any] = {"crop_size": data.crop_size, "workers": data.workers}
+    how: dict[str, Any] = {"crop_size": data.crop_size, "workers": data.workers, "learns": task.learns}
     how["normalisation"] = None if statistics is None else Normalisation(*statistics)
     test, tune = measured(load_data(data)[1], **how), load_tune(data)
     if len(test.classes) != model.num_classes:
@@ -188,6 +188,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     fitted_on = None if tune is None else meter(model, measured(tune, **how), task)
     _print_final(meter(model, test, task).compute(fitted_on), record.task)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from psd.training.export import ENDINGS, export
+
+    run = options.run_path.resolve()
+    run = run.with_name(run.name.removesuffix(".json"))
+    file = options.output or run / f"exported{ENDINGS[options.format]}"
+    made = export(run, file, options.format, pixels=not options.normalised, overwrite=options.overwrite)
+    print(made if options.output else made.relative_to(Path.cwd()) if made.is_relative_to(Path.cwd()) else made)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -355,6 +365,25 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     evaluate.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
     evaluate.add_argument("--data.root", dest="root", metavar="PATH", type=at_home, help="folder of the data sets")
+
+    export = add(
+        "export",
+        _export,
+        "Write a trained network into a file that other programs read.",
+        f"psd export runs/{config.recipe('shapes').name} --format onnx",
+    )
+    export.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    export.add_argument(
+        "--format",
+        choices=("safetensors", "onnx", "torch_export"),
+        default="onnx",
+        help="weights alone, or the whole network for onnxruntime or for torch.export.load (default: onnx)",
+    )
+    export.add_argument("--output", metavar="FILE", type=_path, help="file to write (default: in the run's folder)")
+    export.add_argument(
+        "--normalised", action="store_true", help="the network takes normalised float32 images instead of uint8 pixels"
+    )
+    export.add_argument("--overwrite", action="store_true", help="let the file take the place of another")
 
     bench = add(
         "bench",

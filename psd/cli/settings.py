@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from psd import methods, models
 from psd.checks import Refused, did_you_mean
+from psd.data import at_a_path
 from psd.training import config
 from psd.training.config import SECTIONS
 
@@ -94,5 +95,5 @@ def list_settings(name: str | None, settings: Mapping[str, str]) -> str:
 
 def at_home(text: str) -> str:
     """`~` as the home folder where no shell has made it so: in `--key=~/x`, YAML and `folder:~/x`."""
-    prefix = "folder:" if text.startswith("folder:") else ""
-    return prefix + os.path.expanduser(text.removeprefix("folder:"))
+    prefix = f"{text.partition(':')[0]}:" if at_a_path(text) else ""
+    return prefix + os.path.expanduser(text.removeprefix(prefix))

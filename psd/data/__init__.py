@@ -25,10 +25,19 @@ Load = Callable[..., Any]
 
 _BUILT_IN = {  # name: the file here, its function, and where it looks below the root
     "shapes": ("shapes", "load", "."),
+    "shapes-scenes": ("shapes_scenes", "load", "."),
     "cifar100": ("cifar100", "load", "."),
     "cifar100-small": ("cifar100", "load_small", "."),
     "imagenet": ("folder", "load", "imagenet"),
     "tiny-imagenet": ("folder", "load", "tiny-imagenet"),
+}
+_AT_A_PATH = {  # what stands before a path: the file here, and its function
+    "folder": ("folder", "load"),
+    "masks": ("masks", "load"),
+    "voc": ("voc", "load"),
+    "voc-main": ("voc", "load_main"),
+    "penn-fudan": ("penn_fudan", "load"),
+    "coco": ("coco", "load"),
 }
 _REGISTERED: dict[str, Load] = {}
 
@@ -68,9 +77,12 @@ def load(
     """Load one split of a data set.
 
     Args:
-        name: "shapes" (drawn, no file), "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
+        name: "shapes" (drawn, no file), "shapes-scenes" (drawn too, with masks and boxes),
+            "cifar100", "cifar100-small" (10 classes of CIFAR-100 with 100
             training images each), "folder:PATH" (PATH/train/<class>/* and PATH/val/<class>/*), "imagenet" or
-            "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet"; or a registered one.
+            "tiny-imagenet", which are "folder:ROOT/imagenet" and "folder:ROOT/tiny-imagenet"; or a registered one. With
+            masks or boxes: "masks:PATH", "voc:PATH", "voc-main:PATH", "penn-fudan:PATH", "coco:PATH", each laid out as
+            the file of its name here says.
         root: the folder where data sets live; `default_root()` if None.
         split: "train", "test"; "fit" and "tune" are 90% and 10% of every class of train, cut with a fixed
             seed, for choosing hyperparameters. "shapes" and "cifar100-small" have tune apart from train, so
@@ -79,13 +91,14 @@ def load(
         per_class: take that many images of every class of this split, drawn by `seed`.
         size: side of the images in pixels: drawn so for "shapes", resized for CIFAR-100 (default of both: 32) and
             folders (default: an ImageFolder of the files as they are).
-        count: number of images, for "shapes" alone.
+        count: number of images, for "shapes" and "shapes-scenes" alone.
         seed: of the subset, and of what "shapes" draws and "cifar100-small" chooses; use one for all splits.
         verify: check that "cifar100" is CIFAR-100; False loads other data of the same layout, with a warning.
 
     Returns:
-        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`); for a
-        registered data set what its function gives.
+        ImageData; for folders without `size` a torchvision ImageFolder (PIL images, `.targets`, `.classes`); for
+        "shapes-scenes" and what has masks or boxes `psd.data.scenes.Scenes`; for a registered data set what its
+        function gives.
 
     Raises:
         ValueError: an unknown name or split (with the nearest valid one), an argument that the data set does
@@ -156,16 +169,22 @@ def register(name: str, load: Load) -> Load:
 def names() -> list[str]:
     """The names of all data sets: those with a file here, and what is registered.
 
-    >>> names()[:2]
-    ['shapes', 'cifar100']
+    >>> names()[:3]
+    ['shapes', 'shapes-scenes', 'cifar100']
     """
-    return [*_BUILT_IN, *_REGISTERED, "folder:PATH"]
+    return [*_BUILT_IN, *_REGISTERED, *(f"{prefix}:PATH" for prefix in _AT_A_PATH)]
 
 
 def check_name(name: str) -> None:
     """ValueError, with the nearest known name, for one that `load` does not know; no file is looked at."""
-    if not isinstance(name, str) or not (name.startswith("folder:") or name in names()[:-1]):
+    if not isinstance(name, str) or not (at_a_path(name) or name in {*_BUILT_IN, *_REGISTERED}):
         raise unknown("data.name", name, names())
+
+
+def at_a_path(name: str) -> bool:
+    """Whether a data set's name holds where it lies, as "folder:PATH" does."""
+    prefix, colon, path = name.partition(":")
+    return bool(colon and path) and prefix in _AT_A_PATH
 
 
 def _find(name: str, root: Path) -> tuple[Load, Path]:
@@ -173,8 +192,10 @@ def _find(name: str, root: Path) -> tuple[Load, Path]:
     check_name(name)
     if name in _REGISTERED:
         return _REGISTERED[name], root
-    if name.startswith("folder:"):
-        return importlib.import_module(f"{__name__}.folder").load, Path(name.removeprefix("folder:"))
+    if at_a_path(name):
+        prefix, _, path = name.partition(":")
+        file, function = _AT_A_PATH[prefix]
+        return getattr(importlib.import_module(f"{__name__}.{file}"), function), Path(path)
     file, function, place = _BUILT_IN[name]
     return getattr(importlib.import_module(f"{__name__}.{file}"), function), root / place
 

@@ -117,6 +117,7 @@ class Batches:
         self._pixels = self._padded_pixels(images)
         self._raw = images if "raw" in self.needs else None
         self._normalise = normalisation or Normalisation(data.mean, data.std)
+        self.statistics = self._normalise.statistics
         self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=10)(
             self._draw_epoch
         )  # this epoch's and the one before, for every role
@@ -211,8 +212,10 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.data)
 
-    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
-        """The images at `indices`, in that order: float32 (N, C, H, W) on `device`, channels_last.
+    def batches(
+        self, indices: Sequence[int], batch_size: int, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at `indices`, in that order: float32 (N, C, H, W) on `device`, channels_last; their labels (N,).
 
         They stay on the device: all of them are measured again and again.
         """
@@ -222,4 +225,5 @@ class InMemory:
         for start in range(0, len(indices), batch_size):
             part = indices[start : start + batch_size]
             rows = slice(part.start, part.stop, part.step) if isinstance(part, range) else list(part)
-            yield self._normalise(self._images[rows]).contiguous(memory_format=torch.channels_last)
+            images = self._normalise(self._images[rows]).contiguous(memory_format=torch.channels_last)
+            yield images, self.targets[rows]

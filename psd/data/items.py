@@ -77,20 +77,22 @@ class MeasuredItems:
     def shape(self) -> tuple[int, ...]:
         return tuple(self._items.image(0, 0).shape)
 
-    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
-        """The images at `indices`, in that order: float32 (N, C, H, W) on `device`, channels_last."""
+    def batches(
+        self, indices: Sequence[int], batch_size: int, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at `indices`, in that order: float32 (N, C, H, W) on `device`, channels_last; and labels."""
         if batch_size < 1:
             raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
-        items = [Item(i, 0) for i in indices]
-        cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        cut = [[Item(i, 0) for i in part] for part in parts]
         loader: DataLoader[Any] = make_loader(
             self._items, cut, min(self._workers, len(cut)), torch.device(device), persistent=False
         )
         read = None
         try:
             read = iter(loader)
-            for images, _ in read:
-                yield ready(images, self._normalise, device)
+            for part, (images, _) in zip(parts, read, strict=True):
+                yield ready(images, self._normalise, device), self.targets[list(part)]
         except Exception as error:
             if self._workers and is_end_of_worker(error):
                 raise worker_error(error, self._workers) from error

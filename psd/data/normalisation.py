@@ -17,6 +17,7 @@ class Normalisation:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
+        self.statistics = self.mean, self.std
         self._on: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:

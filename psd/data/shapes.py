@@ -49,7 +49,7 @@ class Shapes(NamedTuple):
     masks: Tensor  # bool (N, 3, S, S): the pixels where each part is visible
 
 
-class _Scene(NamedTuple):
+class Composition(NamedTuple):
     """What is to be seen, in coordinates [-1, 1] (x to the right, y down): independent of the image's size.
 
     Five objects per image, from the back: two distractors, the striped disc, the two corner parts.
@@ -97,15 +97,15 @@ def draw(count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tup
     for start in range(0, count, CHUNK):
         targets = torch.arange(start, start + CHUNK) % len(classes)
         generator = generator_for(seed, "shapes", start // CHUNK)
-        scene = _compose(torch.tensor([CODES[c] for c in classes])[targets], generator)
+        scene = compose(torch.tensor([CODES[c] for c in classes])[targets], generator)
         noise = torch.randn(CHUNK, 3, size, size, generator=generator)
         images, masks = _render(scene, noise)
         n = min(CHUNK, count - start)
-        chunks.append(Shapes(images[:n], targets[:n], _boxes(masks[:n]), masks[:n]))
+        chunks.append(Shapes(images[:n], targets[:n], boxes_around(masks[:n]), masks[:n]))
     return Shapes(*(torch.cat(part) for part in zip(*chunks, strict=True)))
 
 
-def _compose(code: Tensor, generator: torch.Generator) -> _Scene:
+def compose(code: Tensor, generator: torch.Generator) -> Composition:
     """Draw everything that the code words (N, 3) leave open."""
     n = len(code)
 
@@ -117,7 +117,7 @@ def _compose(code: Tensor, generator: torch.Generator) -> _Scene:
     kind[:, 2], kind[:, 3], kind[:, 4] = 0, code[:, 0], code[:, 2]
     radius = torch.cat([uniform(0.22, 0.22, 2), 0.42 * uniform(0.8, 1.2, 1), 0.3 * uniform(0.75, 1.25, 2)], dim=1)
     tilt = uniform(-10, 10)
-    return _Scene(
+    return Composition(
         kind=kind,
         centre=centre + uniform(-0.12, 0.12, 5, 2),
         radius=radius,
@@ -131,33 +131,55 @@ def _compose(code: Tensor, generator: torch.Generator) -> _Scene:
     )
 
 
-def _render(scene: _Scene, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _render(scene: Composition, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Images uint8 and the visible parts' masks bool, both (N, 3, S, S) like the unit noise."""
     size = noise.shape[-1]
     pixel = 2 / size
     axis = (torch.arange(size) + 0.5) * pixel - 1  # the pixels' centres
-    x = axis - scene.centre[:, :, 0, None, None]  # (N, 5, 1, S)
-    y = axis[:, None] - scene.centre[:, :, 1, None, None]  # (N, 5, S, 1)
+    images = F.interpolate(scene.background, size=(size, size), mode="bicubic").clamp_(0, 1)
+    images, cover = painted(images, scene, axis, axis, pixel)
+    images = (images + 0.08 * noise).clamp_(0, 1)
+    return (images * 255).round_().to(torch.uint8), part_masks(cover)
+
+
+def part_masks(cover: Tensor) -> Tensor:
+    """bool (N, 3, S, S): where each part is to be seen, of what `painted` gives."""
+    top_left, middle, bottom_right = cover[:, 3] > 0.5, cover[:, 2] > 0.5, cover[:, 4] > 0.5
+    return torch.stack([top_left & ~bottom_right, middle & ~top_left & ~bottom_right, bottom_right], dim=1)
+
+
+def painted(
+    images: Tensor, scene: Composition, columns: Tensor, rows: Tensor, pixel: Tensor | float, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Paint the objects of a composition over images in [0, 1].
+
+    Args:
+        images: (N, 3, S, S).
+        columns, rows: the pixels' centres in the composition's coordinates, (S,) or (N, 1, 1, S) and (N, 1, S, 1).
+        pixel: the side of a pixel in them, a number or (N, 1, 1, 1).
+        first: of the five objects, from the back; 2 leaves the distractors out.
+
+    Returns:
+        the images, and how much of each pixel every object covers: (N, 5, S, S).
+    """
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    x = columns - scene.centre[:, :, 0, None, None]  # (N, 5, 1, S)
+    y = rows - scene.centre[:, :, 1, None, None]  # (N, 5, S, 1)
     cover = (0.5 - _distance(x, y, scene) / pixel).clamp_(0, 1)  # (N, 5, S, S): anti-aliased edges
 
     across = scene.direction.sin()[:, None, None] * x[:, 2] + scene.direction.cos()[:, None, None] * y[:, 2]
     wave = 2 * math.pi / scene.period[:, None, None]
     edge = (across * wave + scene.phase[:, None, None]).sin() / wave  # about the distance to its edge
-    stripe = (0.5 + edge / pixel).clamp_(0, 1)[:, None]  # (N, 1, S, S)
+    stripe = (0.5 + edge[:, None] / pixel).clamp_(0, 1)  # (N, 1, S, S)
     striped = torch.lerp(scene.second_colour[:, :, None, None], scene.colour[:, 2, :, None, None], stripe)
 
-    images = F.interpolate(scene.background, size=(size, size), mode="bicubic").clamp_(0, 1)
-    for k in range(5):
+    for k in range(first, 5):
         colour = striped if k == 2 else scene.colour[:, k, :, None, None]
         images = torch.lerp(images, colour, cover[:, k, None])
-    images = (images + 0.08 * noise).clamp_(0, 1)
-
-    top_left, middle, bottom_right = cover[:, 3] > 0.5, cover[:, 2] > 0.5, cover[:, 4] > 0.5
-    masks = torch.stack([top_left & ~bottom_right, middle & ~top_left & ~bottom_right, bottom_right], dim=1)
-    return (images * 255).round_().to(torch.uint8), masks
+    return images, cover
 
 
-def _distance(x: Tensor, y: Tensor, scene: _Scene) -> Tensor:
+def _distance(x: Tensor, y: Tensor, scene: Composition) -> Tensor:
     """Signed distance (N, 5, S, S) of each pixel to the edge of each object: negative inside.
 
     Exact along the edges, which is all that anti-aliasing looks at. Formulas for a shape of radius 1.
@@ -176,7 +198,7 @@ def _distance(x: Tensor, y: Tensor, scene: _Scene) -> Tensor:
     return radius * torch.where(kind == 0, disc, torch.where(kind == 1, square, distance))
 
 
-def _boxes(masks: Tensor) -> Tensor:
+def boxes_around(masks: Tensor) -> Tensor:
     """Edges x1, y1, x2, y2 in pixels, float32 (N, P, 4), of what is True in bool (N, P, S, S)."""
     size = masks.shape[-1]
     ends = []

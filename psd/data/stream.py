@@ -8,16 +8,14 @@ epoch, role); a worker is told a file and a seed and remembers nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from psd.checks import Refused, refusing
+from psd.data.ahead import Ahead, Part, Plan
 from psd.data.batches import Share, check_batches
 from psd.data.decoding import (
     Centres,
@@ -35,20 +33,10 @@ from psd.data.items import Items, class_names, ready
 from psd.data.normalisation import Normalisation
 from psd.methods import Batch
 from psd.pairs import ClassPairs, epoch_partners, labels_of, other_class_partner
-from psd.seeding import generator_for, seed_for
+from psd.seeding import generator_for
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The images of one role in a batch: positions in the data set, for consecutive rows of an epoch."""
-
-    role: str
-    epoch: int
-    first: int  # row of the epoch
-    index: Tensor  # (N,) int64
 
 
 class Stream:
@@ -135,14 +123,20 @@ class Stream:
         if is_folder(data):
             keys, self.decoder = _files(data), TrainingCrops(crop_size, crop_scale, flip)
             self.shape: tuple[int, ...] = (3, crop_size, crop_size)
+            self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = self._normalise.statistics
         else:
             keys, self.decoder = range(len(data)), Items(data)
-            self.shape = tuple(self.decoder.image(0, 0).shape)
-        self.plan = _Plan(keys, self.targets, batch_size, seed, self.needs, share)
+            first = self.decoder.image(0, 0)
+            self.shape = tuple(first.shape)
+            self.statistics = self._normalise.statistics if first.dtype == torch.uint8 else None
+        labels = self.targets  # not self, to which the plan must not refer back
+        draws = {
+            "partners": lambda epoch: epoch_partners(labels, seed, epoch),
+            "others": lambda epoch: other_class_partner(labels, generator_for(seed, "others", epoch)),
+        }
+        self.plan = Plan(keys, batch_size, seed, self.needs, share, draws)
         self.steps_per_epoch = self.plan.steps_per_epoch
-        self._loader: DataLoader[Any] | None = None
-        self._decoded: Iterator[Decoded] | None = None
-        self._position: tuple[int, int] | None = None  # the (step, turn) that comes next out of `_decoded`
+        self._ahead = Ahead(self.decoder, self.plan, self.workers, self.device)
         self._unreadable: set[str | int] = set()
 
     @property
@@ -156,7 +150,7 @@ class Stream:
     def get(self, step: int, turn: int = 0) -> Batch:
         """One of the `share.accumulate` parts of this process's share."""
         parts = self.plan.parts(step, turn)
-        images, unreadable = self._take(step, turn)
+        images, unreadable = self._ahead.take(step, turn)
         if unreadable:
             self._repair(parts, images, dict(unreadable))
         x = dict(
@@ -182,26 +176,9 @@ class Stream:
 
     def close(self) -> None:
         """End the workers; a batch asked for later starts them again."""
-        shut_down(self._decoded)
-        self._decoded, self._loader, self._position = None, None, None
+        self._ahead.close()
 
-    def _take(self, step: int, turn: int) -> Decoded:
-        """What the workers made of one (step, turn): the next in line, or the first of a new line."""
-        try:
-            if self._decoded is None or self._position != (step, turn):
-                self.plan.start = (step, turn)
-                if self._loader is None:
-                    self._loader = make_loader(self.decoder, self.plan, self.workers, self.device, persistent=True)
-                self._decoded = iter(self._loader)
-            self._position = _after((step, turn), self.share)
-            return next(self._decoded)
-        except BaseException as error:
-            self.close()  # after Ctrl-C too: what would come out next is not known
-            if is_end_of_worker(error):
-                raise worker_error(error, self.workers) from error
-            raise
-
-    def _repair(self, parts: Sequence[_Part], images: Tensor, unreadable: dict[int, str]) -> None:
+    def _repair(self, parts: Sequence[Part], images: Tensor, unreadable: dict[int, str]) -> None:
         """Put other images of the class in the place of those that could not be read, or say which they are.
 
         A partner is replaced too where it is the image that took the anchor's place.
@@ -216,30 +193,37 @@ class Stream:
             index = int(part.index[i])
             anchor = shown[i] if part.role == "partner" else None
             if position in unreadable:
-                self._unreadable.add(self.plan.files[index])
+                self._unreadable.add(self.plan.keys[index])
             elif index != anchor:
                 continue
             found, images[position] = self._replacement(part, i, anchor)
             if part.role == "anchor":
                 shown[i] = found
 
-    def _replacement(self, part: _Part, i: int, anchor: int | None) -> tuple[int, Tensor]:
+    def _replacement(self, part: Part, i: int, anchor: int | None) -> tuple[int, Tensor]:
         """Another readable image of the class of `part.index[i]`, `anchor` only if there is no other.
 
         The draw depends on (seed, epoch, image) but not on the role, so that an anchor and its view show one image.
         """
         index = int(part.index[i])
-        order = [other for other in self.plan.others(index, part.epoch) if other != anchor]
+        order = [other for other in self._others(index, part.epoch) if other != anchor]
         for other in order if anchor is None else [*order, anchor]:
             image, unreadable = self.decoder.__getitems__([self.plan.item(part, i, other)])
             if not unreadable:
                 return other, image[0]
-            self._unreadable.add(self.plan.files[other])
+            self._unreadable.add(self.plan.keys[other])
         name = self.classes[int(self.targets[index])]
         raise Refused(
-            f"class {name!r} has no readable image to show in place of {self.plan.files[index]}; "
+            f"class {name!r} has no readable image to show in place of {self.plan.keys[index]}; "
             "replace its files or remove the class"
         )
+
+    def _others(self, index: int, epoch: int) -> list[int]:
+        """The other images of the class, in the order in which they may replace this one."""
+        members = (self.targets == self.targets[index]).nonzero().flatten()
+        generator = generator_for(self.seed, "replacement", epoch, index)
+        order: list[int] = members[torch.randperm(len(members), generator=generator)].tolist()
+        return [other for other in order if other != index]
 
 
 class CentreCrops:
@@ -283,112 +267,34 @@ class CentreCrops:
         """(C, H, W) of an image."""
         return 3, self.crop_size, self.crop_size
 
-    def batches(self, indices: Sequence[int], batch_size: int, device: torch.device | str) -> Iterator[Tensor]:
-        """The images at `indices`, in that order: normalised float32 (N, 3, S, S) on `device`, channels_last.
+    def batches(
+        self, indices: Sequence[int], batch_size: int, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at `indices`, in order: normalised float32 (N, 3, S, S) on `device`, channels_last; and labels.
 
         Raises:
             ValueError: batch_size below 1, a file that cannot be read. WorkerEnded: a worker has ended by force.
         """
         if batch_size < 1:
             raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
-        items = [Item(self._files[i], 0) for i in indices]
-        cut = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        cut = [[Item(self._files[i], 0) for i in part] for part in parts]
         decoder, device = Centres(self.crop_size), torch.device(device)
         # No more workers than batches: a worker without one would cost its start alone.
         loader = make_loader(decoder, cut, min(self.workers, len(cut)), device, persistent=False)
         decoded: Iterator[Decoded] | None = None
         try:
             decoded = iter(loader)
-            for images, unreadable in decoded:
+            for part, (images, unreadable) in zip(parts, decoded, strict=True):
                 if unreadable:
                     raise Refused(f"{unreadable[0][1]}; replace or remove it")
-                yield ready(images, self._normalise, device)
+                yield ready(images, self._normalise, device), self.targets[list(part)]
         except Exception as error:
             if is_end_of_worker(error):
                 raise worker_error(error, self.workers) from error
             raise
         finally:
             shut_down(decoded)
-
-
-class _Plan:
-    """Which images a (step, turn) holds and how they are drawn: the loader's endless batch sampler.
-
-    It is apart from `Stream` so that the loader does not refer back to it: a stream that is no longer used is freed
-    at once, and its workers end.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[str | int],
-        targets: Tensor,
-        batch_size: int,
-        seed: int,
-        needs: frozenset[str],
-        share: Share,
-    ) -> None:
-        self.files, self.targets, self.batch_size, self.seed = files, targets, batch_size, seed
-        self.needs, self.share = needs, share
-        self.steps_per_epoch = len(files) // batch_size
-        self.start = (0, 0)  # where the next iteration begins
-        # This epoch's, the one before and the one that is decoded ahead, for all three draws.
-        self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=9)(self._draw_epoch)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        position = self.start
-        while True:
-            parts = self.parts(*position)
-            yield [self.item(part, i, index) for part in parts for i, index in enumerate(part.index.tolist())]
-            position = _after(position, self.share)
-
-    def parts(self, step: int, turn: int) -> list[_Part]:
-        """The images of every role, each part with the same number of rows."""
-        anchors = self._anchors("anchor", step, turn)
-        made = [anchors]
-        if "partner" in self.needs:
-            partners = self._draw("partners", anchors.epoch)[anchors.index]
-            made.append(replace(anchors, role="partner", index=partners))
-        if "other" in self.needs:
-            others = self._draw("others", anchors.epoch)[anchors.index]
-            made.append(replace(anchors, role="other", index=others))
-        if "view" in self.needs:
-            made.append(replace(anchors, role="view"))
-        if "previous" in self.needs and step > 0:
-            made.append(self._anchors("previous", step - 1, turn))
-        return made
-
-    def item(self, part: _Part, i: int, index: int) -> Item:
-        """The image `index` under the crop of the part's row i."""
-        return Item(self.files[index], seed_for(self.seed, f"crop {part.role}", part.epoch, part.first + i))
-
-    def others(self, index: int, epoch: int) -> list[int]:
-        """The other images of the class, in the order in which they may replace this one."""
-        members = (self.targets == self.targets[index]).nonzero().flatten()
-        generator = generator_for(self.seed, "replacement", epoch, index)
-        order: list[int] = members[torch.randperm(len(members), generator=generator)].tolist()
-        return [other for other in order if other != index]
-
-    def _anchors(self, role: str, step: int, turn: int) -> _Part:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        rows = self.share.rows(self.batch_size, turn)
-        first = position * self.batch_size
-        index = self._draw("order", epoch)[first + rows.start : first + rows.stop]
-        return _Part(role, epoch, first + rows.start, index)
-
-    def _draw_epoch(self, what: str, epoch: int) -> Tensor:
-        """One epoch's order, partners or others, as `Batches` draws them: int64 (M,)."""
-        if what == "partners":
-            return epoch_partners(self.targets, self.seed, epoch)
-        generator = generator_for(self.seed, what, epoch)
-        if what == "order":
-            return torch.randperm(len(self.targets), generator=generator)
-        return other_class_partner(self.targets, generator)
-
-
-def _after(position: tuple[int, int], share: Share) -> tuple[int, int]:
-    """The (step, turn) that follows."""
-    step, turn = position
-    return (step, turn + 1) if turn + 1 < share.accumulate else (step + 1, 0)
 
 
 def _files(data: ImageFolder) -> list[str]:

@@ -37,15 +37,17 @@ class RawPair:
 
 @dataclass
 class Batch:
-    """One step's images, augmented and normalised: float32 (N, C, H, W).
+    """One step's images, augmented and normalised: float32 (N, C, H, W), and what is to be learnt of them: labels (N,),
+    or what the task learns of scenes: masks (N, H, W), or a list of boxes and their labels.
 
     `partner` holds another image of each anchor's class, `other` an image of another class with its label `other_y`,
     `view` a second augmentation of the anchors, `previous` the anchors of the step before under a new augmentation
-    (None in step 0), `raw` the pairs before augmentation. They are None unless the method needs them.
+    (None in step 0), `raw` the pairs before augmentation. They are None unless the method needs them. A scene's partner
+    and view are cut by themselves, and have targets of their own: `partner_y`, `view_y`.
     """
 
     x: Tensor
-    y: Tensor  # (N,) int64
+    y: Any  # (N,) int64; masks (N, H, W) int64, -100 where a pixel does not count
     index: Tensor  # (N,) int64: position of each anchor in the training set
     partner: Tensor | None = None
     other: Tensor | None = None
@@ -53,6 +55,8 @@ class Batch:
     view: Tensor | None = None
     previous: Batch | None = None
     raw: RawPair | None = None
+    partner_y: Any = None
+    view_y: Any = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,13 @@ class Setup(NamedTuple):
 
 @dataclass
 class Step:
-    """What one training step gives back: the terms to descend, and logits (N, C) with their target ((N,) labels or
-    (N, C) probabilities) for the running accuracy."""
+    """What one training step gives back: the terms to descend, and logits (N, C, *spatial) with their target (labels
+    (N, *spatial), below 0 where they do not count, or probabilities (N, C)) for the running accuracy; None of both
+    where there is none."""
 
     terms: LossTerms
-    logits: Tensor
-    target: Tensor
+    logits: Tensor | None
+    target: Tensor | None
 
 
 class Method:
@@ -102,10 +107,13 @@ class Method:
         before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another class): what the
         batch must hold. Sample indices are always there.
     passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
+    learns: the targets that its loss can take: of "label" (one class an image), "mask" (a class a pixel) and whatever
+        else a task's `learns` may be.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # an instance may need more, by its options
     passes_per_anchor: ClassVar[int] = 1
+    learns: ClassVar[frozenset[str]] = frozenset({"label"})
 
     @property
     def name(self) -> str:
@@ -184,6 +192,15 @@ def name_of(method: type[Method]) -> str:
 def names() -> list[str]:
     """The names of all methods: the files of this folder, and what is registered."""
     return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_REGISTERED})
+
+
+def learning(target: str) -> list[str]:
+    """The names of the methods that can learn a task's targets.
+
+    >>> "cross_entropy" in learning("label")
+    True
+    """
+    return [name for name in names() if target in find(name).learns]
 
 
 def find(name: str) -> type[Method]:

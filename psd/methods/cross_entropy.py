@@ -1,8 +1,9 @@
-"""The baseline: cross-entropy with the label, one image at a time."""
+"""The baseline: cross-entropy with the label, one image, or one pixel, at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 from torch.nn import functional as F
@@ -13,6 +14,8 @@ from psd.methods import Batch, Method, Progress, Step, single_terms
 @dataclass
 class CrossEntropy(Method):
     """Loss: CE(z, y). Cost: 1 forward, 1 backward. Memory: none. Needs: nothing. Source: the usual one."""
+
+    learns: ClassVar[frozenset[str]] = frozenset({"label", "mask"})
 
     def step(self, model: nn.Module, batch: Batch, progress: Progress) -> Step:
         logits = model(batch.x)

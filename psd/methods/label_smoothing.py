@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +21,8 @@ class LabelSmoothing(Method):
     """
 
     smoothing: float = 0.1
+
+    learns: ClassVar[frozenset[str]] = frozenset({"label", "mask"})
 
     def __post_init__(self) -> None:
         check_settings("method", self, smoothing=">= 0 and <= 1")

@@ -20,18 +20,22 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from psd.checks import Refused
 from psd.features import classifier, features_and_logits
-from psd.models import libraries
+from psd.models import detection, libraries, segmentation
+from psd.models.backbone import Backbone
 from psd.models.cifar import BUILT_IN, CifarResNet, WideResNet
 from psd.models.parameters import freeze_backbone, parameter_groups, train_mode
+from psd.models.transfer import Report, read, transfer
+
+HEADS = {**segmentation.HEADS, **detection.HEADS}
 
 __all__ = [
+    "HEADS",
     "CifarResNet",
+    "Report",
     "WideResNet",
     "build",
     "check_name",
@@ -43,21 +47,26 @@ __all__ = [
     "parameter_groups",
     "register",
     "train_mode",
+    "transfer",
 ]
 
 
 def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None = None, **options: Any) -> nn.Module:
-    """Build a network, (N, 3, H, W) -> logits (N, num_classes).
+    """Build a network, (N, 3, H, W) -> logits (N, num_classes); for other tasks see HEAD@BACKBONE.
 
     Args:
         name: one of `names()`, of which psd's are made for 32 x 32 images, or "torchvision:NAME" (its classification
             models) or "timm:NAME", both as their authors made them, most for 224 x 224 images.
+            Or "HEAD@NAME": a head of torchvision's on the feature maps of one of these, such as "fcn@resnet14". fcn,
+            deeplabv3 and lraspp give logits (N, num_classes, H, W) at the size of the image; ssdlite, fcos, retinanet
+            and fasterrcnn detect, see `psd.models.detection`. num_classes then counts the background, which is 0.
         num_classes: at least 2; kept as the attribute `num_classes` of the model.
         weights: None, fresh ones; "default", the library's pretrained ones, which it may download; or a file of
-            safetensors or of torch. A classifier of other classes than num_classes is drawn afresh, as torch draws any
+            safetensors or of torch, or the folder of a run for HEAD@NAME, whose backbone takes them by `transfer`. A
+            classifier of other classes than num_classes is drawn afresh, as torch draws any
             linear layer.
         options: of torchvision's or timm's constructor, such as drop_path_rate=0.1 or img_size=64, or of the function
-            that was registered.
+            that was registered; of the backbone's, such as output_stride=8 of timm, where there is a head.
 
     Raises:
         ValueError: unknown name (with the nearest known ones), timm not installed, `num_classes` not an
@@ -75,6 +84,8 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
         raise Refused(f"num_classes must be an int of at least 2, got {num_classes!r}")
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise Refused(f'weights must be None, "default" or the path of a file, got {weights!r}')
+    if "@" in name:
+        return _with_head(name, int(num_classes), weights, options)
     source, _, bare = name.rpartition(":")
     count, pretrained = int(num_classes), weights == "default"
     if source:
@@ -89,7 +100,20 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
         model = BUILT_IN[name](count)
     model.num_classes = count
     if weights is not None and not pretrained:
-        libraries.take(model, _read(Path(weights)), os.fspath(weights))
+        libraries.take(model, read(Path(weights)), os.fspath(weights))
+    return model
+
+
+def _with_head(name: str, count: int, weights: str | os.PathLike[str] | None, options: dict[str, Any]) -> nn.Module:
+    """A network for segmentation or detection."""
+    head, _, inner = name.partition("@")
+    default = weights if weights == "default" else None
+    backbone = Backbone(build(inner, count, weights=default, **options), inner)
+    if head in detection.HEADS:
+        detection.check_maps(backbone, name)
+    model = HEADS[head](backbone, count)
+    if weights is not None and default is None:
+        model.transferred = transfer(weights, model)  # type: ignore[assignment]  # to be told, no part of it
     return model
 
 
@@ -139,26 +163,13 @@ def _own(name: str, num_classes: int, pretrained: bool, options: dict[str, Any])
     return model
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of safetensors, or of torch (.pt, .pth, .bin), of which nothing but tensors is loaded."""
-    if not path.is_file():
-        raise Refused(f"model.weights: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # safetensors, pickle and zip each raise their own kinds
-        raise Refused(f"model.weights: {path} is not readable as weights: {' '.join(str(error).split())}") from error
-
-
 def normalisation(name: str, weights: str | None) -> tuple[Sequence[float], Sequence[float]] | None:
     """Mean and deviation of pixels / 255 that a pretrained network wants, one number per channel.
 
     None for fresh weights and for a network of psd, which are normalised as their data says. A file is taken to hold
     weights that were trained as the library's own were.
     """
-    source, _, bare = name.rpartition(":")
+    source, _, bare = name.partition("@")[2].rpartition(":") if "@" in name else name.rpartition(":")
     return None if weights is None or not source else libraries.statistics(source, bare)
 
 
@@ -180,6 +191,13 @@ def check_name(name: str) -> None:
         ValueError: with the name, the nearest known names and what else there is; with the remedy where timm
             is not installed.
     """
+    if isinstance(name, str) and "@" in name:
+        head, _, inner = name.partition("@")
+        if head not in HEADS:
+            raise Refused(f"model.name {name!r}: the head {head!r} is unknown. Known: {', '.join(HEADS)}")
+        if "@" in inner:
+            raise Refused(f"model.name {name!r} has two heads; write HEAD@BACKBONE, such as fcn@resnet14")
+        return check_name(inner)
     if isinstance(name, str):
         source, _, bare = name.rpartition(":")
         if name in names() or (source == "torchvision" and bare in libraries.torchvision_names()):
@@ -188,7 +206,10 @@ def check_name(name: str) -> None:
             return
     nearest = _nearest(name) if isinstance(name, str) else []
     hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else "."
-    raise Refused(f"model.name {name!r} is unknown{hint} Known: {', '.join(names())}, torchvision:NAME and timm:NAME")
+    raise Refused(
+        f"model.name {name!r} is unknown{hint} Known: {', '.join(names())}, torchvision:NAME and timm:NAME; "
+        f"HEAD@ before any of them ({', '.join(HEADS)}) for other tasks"
+    )
 
 
 def _nearest(name: str) -> list[str]:

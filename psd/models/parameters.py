@@ -22,7 +22,8 @@ def parameter_groups(
 
     Args:
         lr, weight_decay: of all parameters, but for what follows.
-        head_lr: of the classifier (`psd.models.classifier`); lr if None.
+        head_lr: of the head: all but the `backbone` of a network that has one, else the classifier
+            (`psd.models.classifier`); lr if None.
         decay_norms_and_biases: False takes weight decay from all parameters of one dimension or none, which are
             those of norm layers and biases.
 
@@ -30,7 +31,7 @@ def parameter_groups(
     >>> [len(parameter_groups(layer, 0.1, 5e-4, decay_norms_and_biases=both)) for both in (True, False)]
     [1, 2]
     """
-    head = set() if head_lr is None else {id(parameter) for parameter in classifier(model).parameters()}
+    head = set() if head_lr is None else {id(parameter) for parameter in head_parameters(model)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -41,9 +42,22 @@ def parameter_groups(
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Let nothing but the classifier learn. What BatchNorm keeps is moved by no gradient: see `train_mode`."""
+    """Let nothing but the head learn: the classifier, or all but the `backbone` of a network that has one; of a
+    detector's, all but the `body`, as the pyramid is new. What BatchNorm keeps is moved by no gradient: see
+    `train_mode`."""
+    head = head_parameters(model)
     model.requires_grad_(False)
-    classifier(model).requires_grad_(True)
+    for parameter in head:
+        parameter.requires_grad_(True)
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those of the classifier, or of all but the classification network in a network for another task."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        return list(classifier(model).parameters())
+    kept = {id(parameter) for parameter in getattr(backbone, "body", backbone).parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in kept]
 
 
 def train_mode(model: nn.Module) -> None:

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import Any, Literal, NamedTuple, Protocol
 
 from psd.checks import Refused, did_you_mean
-
-if TYPE_CHECKING:
-    from psd.methods import Method
 
 
 class Metric(NamedTuple):
@@ -48,7 +43,7 @@ class Metrics(dict[str, Any]):
 class Meter(Protocol):
     """What a task makes of a data set's outputs, batch by batch."""
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
+    def update(self, logits: Any, targets: Any) -> None:
         """Take in one batch: what `Task.logits` gives, and its targets, on whatever device."""
 
     def merge(self, other: Any) -> None:
@@ -65,20 +60,21 @@ class Meter(Protocol):
 class Task(Protocol):
     """The seam of tasks.
 
-    metrics: the first one is what methods are compared by.
+    metrics: the first one is what methods are compared by. learns: "label", the one class of each image, or the key of
+    what it learns in the targets of a data set of scenes (`psd.data.scenes`): "mask", "boxes". A method says which of
+    them it can learn, and the others are refused.
     """
 
     name: str
     metrics: tuple[Metric, ...]
+    learns: str
 
-    def logits(self, output: Any) -> Tensor:
-        """A network's output -> logits with the class in dimension 1: (N, C) or (N, C, *spatial)."""
+    def logits(self, output: Any) -> Any:
+        """A network's output -> logits with the class in dimension 1: (N, C) or (N, C, *spatial). Where nothing but the
+        network's own losses is trained on, whatever its meter takes."""
 
     def meter(self, classes: int) -> Meter:
         """A new, empty meter."""
-
-    def refuse(self, method: Method) -> None:
-        """ValueError, with what to take instead, for a method that makes no sense for this task."""
 
 
 _REGISTERED: dict[str, Task] = {}

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from psd.calibration import fit_temperature
 from psd.checks import Refused
-from psd.methods import Method
 from psd.tasks import Metric, Metrics
 
 ECE_BINS = 15
@@ -26,6 +25,7 @@ class Classification:
     """
 
     name = "classification"
+    learns = "label"
     metrics = (
         Metric("top1", "top-1", "%", "higher", 2),
         Metric("top5", "top-5", "%", "higher", 2),
@@ -49,9 +49,6 @@ class Classification:
 
     def meter(self, classes: int) -> LogitsMeter:
         return LogitsMeter(classes)
-
-    def refuse(self, method: Method) -> None:
-        """Every method makes sense here."""
 
 
 class LogitsMeter:

@@ -59,7 +59,8 @@ class ProgressBar(Callback):
         self._bar.update(self._passes)
 
     def look(self, loop: Loop, entry: Entry) -> None:
-        self._bar.set_postfix(epoch=entry["epoch"], loss=f"{entry['loss']:.3f}", top1=f"{entry['train_top1']:.1f}%")
+        top1 = {} if entry["train_top1"] is None else {"top1": f"{entry['train_top1']:.1f}%"}
+        self._bar.set_postfix({"epoch": entry["epoch"], "loss": f"{entry['loss']:.3f}", **top1})
 
     def end(self, loop: Loop) -> None:
         self._bar.close()

@@ -39,7 +39,8 @@ class Comparison:
         return made
 
     def _run(self, method: dict[str, Any], seed: int, budget: dict[str, Any]) -> dict[str, Any]:
-        """{output}, {budget} and {seed} in a text are the run's own: a teacher may be another run of the comparison."""
+        """{output}, {budget} and {seed} in a text are the run's own: a teacher may be another run of the comparison,
+        weights those of another one."""
         own: dict[str, dict[str, Any]] = {}
         for key in [key for key in method if "." in key]:
             section, _, setting = key.partition(".")
@@ -52,8 +53,11 @@ class Comparison:
             "budget": BudgetConfig(**base["budget"]).label,
         }
         options = {key: value for key, value in method.items() if key != "variant" and "." not in key}
-        filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
-        return {**base, "method": filled}
+
+        def filled(given: dict[str, Any]) -> dict[str, Any]:
+            return {key: value.format(**places) if isinstance(value, str) else value for key, value in given.items()}
+
+        return {**base, **{key: {**base[key], **filled(own[key])} for key in own}, "method": filled(options)}
 
 
 def shortened(whole: Comparison) -> Comparison:

@@ -89,7 +89,7 @@ class DataConfig:
     @property
     def label(self) -> str:
         """The data's name in records: whatever changes the images is part of it."""
-        parts = [Path(self.name.partition(":")[2]).name if self.name.startswith("folder:") else self.name]
+        parts = [Path(self.name.partition(":")[2]).name if data.at_a_path(self.name) else self.name]
         parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
         parts += [f"noise{self.label_noise:g}"] if self.label_noise else []
         draw = "replicates" if self.replicate else f"seed{self.seed}" if self.seed else None
@@ -112,7 +112,8 @@ class TaskConfig:
 class ModelConfig:
     """name: one of `psd.models.names()`, torchvision:NAME or timm:NAME.
 
-    weights: fresh ones if None; "default": the pretrained ones of that library; or a file.
+    weights: fresh ones if None; "default": the pretrained ones of that library; or a file, or of a name HEAD@NAME the
+    folder of a run, whose backbone is moved (`psd.models.transfer`).
     options: of torchvision's or timm's constructor, such as {drop_path_rate: 0.1} or {img_size: 64}.
     freeze_backbone: train the classifier alone; the BatchNorm layers before it stay as they are, too.
     """

@@ -34,7 +34,8 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, task: str | Tas
     >>> metrics.n_test
     32
     """
-    return meter(model, measured(_data_set(data)), _task(task), batch_size).compute()
+    chosen = _task(task)
+    return meter(model, measured(_data_set(data), learns=chosen.learns), chosen, batch_size).compute()
 
 
 def calibrate(model: nn.Module, data: Any, batch_size: int = 500) -> Temperature:
@@ -75,9 +76,8 @@ def meter(
     seen = task.meter(len(data.classes))
     rows = range(len(data)) if rows is None else rows
     with evaluating(model):
-        for z, start in _outputs(model, data, rows, batch_size, logits or task.logits):
-            chosen = rows[start : start + len(z)]
-            seen.update(z, data.targets[chosen.start : chosen.stop : chosen.step])
+        for z, targets in _outputs(model, data, rows, batch_size, logits or task.logits):
+            seen.update(z, targets)
     return seen
 
 
@@ -104,16 +104,14 @@ def predict(model: nn.Module, data: Any, batch_size: int = 500, rows: range | No
 
 
 def _outputs(
-    model: nn.Module, data: Measured, rows: range, batch_size: int, logits: Callable[[Any], Tensor]
-) -> Iterator[tuple[Tensor, int]]:
-    """The logits of each batch, and how many rows came before it."""
+    model: nn.Module, data: Measured, rows: range, batch_size: int, logits: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """The logits of each batch, and its targets."""
     if batch_size < 1:
         raise Refused(f"batch_size must be at least 1, got {batch_size!r}")
     device = next(model.parameters()).device
-    before = 0
-    for x in data.batches(rows, batch_size, device):
-        yield logits(model(x)), before
-        before += len(x)
+    for x, targets in data.batches(rows, batch_size, device):
+        yield logits(model(x)), targets
 
 
 @contextmanager

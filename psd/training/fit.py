@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,17 +21,15 @@ from psd import models, tasks
 from psd.checks import Refused
 from psd.data import TUNE_APART, ImageData, load
 from psd.data.images import with_label_noise
-from psd.data.items import class_names
 from psd.data.normalisation import Normalisation
 from psd.methods import Method
-from psd.pairs import labels_of
 from psd.seeding import seed_for
 from psd.tasks import Task
 from psd.training import optim
 from psd.training.callbacks import Callback, Entry, OnEpoch
 from psd.training.config import BudgetConfig, Config, DataConfig, RunConfig
 from psd.training.folder import RunFolder
-from psd.training.given import Given
+from psd.training.given import Given, classes_of
 from psd.training.loop import Loop, Plan
 from psd.training.place import Place
 from psd.training.records import Record
@@ -151,9 +150,14 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
     """The pieces of a run, built from their names."""
     data, chosen = config.data, config.model
     train_data, test = load_data(data)
-    classes = len(class_names(train_data, labels_of(train_data)))
+    task = tasks.find(config.task.name)
+    names = classes_of(train_data, task)
+    classes = len(names)
     torch.manual_seed(seed_for(config.run.seed, "weights"))
     model = models.build(chosen.name, classes, weights=chosen.weights, **chosen.options)
+    moved = getattr(model, "transferred", None)
+    if moved is not None and config.run.progress:
+        print(f"{chosen.weights}: {moved}", file=sys.stderr)
     statistics = models.normalisation(chosen.name, chosen.weights)
     normalisation = None if statistics is None else Normalisation(*statistics)
     if chosen.freeze_backbone:
@@ -164,14 +168,14 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
         name=config.name,
         data=data.label,
         architecture=chosen.name,
-        classes=classes,
+        class_names=names,
         settings=settings,
         model=model,
         train=train_data,
         test=test,
         tune=load_tune(data),
         method=config.method,
-        task=tasks.find(config.task.name),
+        task=task,
         budget=config.budget,
         optimizer=config.optimizer,
         schedule=config.optimizer,

@@ -17,6 +17,7 @@ from psd import tasks
 from psd.checks import Refused, did_you_mean, refusing
 from psd.data.items import class_names
 from psd.data.loaders import loader
+from psd.data.scenes import Scenes, as_scenes
 from psd.methods import Method
 from psd.pairs import labels_of
 from psd.tasks import Task
@@ -70,10 +71,11 @@ class Given:
         self.optimizer = _optimizer(optimizer)
         self.schedule = _schedule(schedule, self.optimizer)
         self.loading = _loading(loading or {})
-        with refusing():
-            self.labels = labels_of(train)
-            known = self.labels if test is None else torch.cat([self.labels, labels_of(test)])
-        self.classes = len(class_names(train, known))
+        if self.task.learns != "label":  # read once, not by each who asks
+            self.train, self.test, self.tune = (
+                d if d is None else as_scenes(d, self.task.learns) for d in (train, test, tune)
+            )
+        self.classes = classes_of(self.train, self.task, self.test)
         self.data = name or getattr(train, "name", None) or type(train).__name__
         variant = f"-{self.run.variant}" if self.run.variant else ""
         folder = f"{self.data}/{type(model).__name__}/{self.budget.label}".replace(":", "-")
@@ -85,7 +87,7 @@ class Given:
             name=self.name,
             data=self.data,
             architecture=type(self.model).__name__,
-            classes=self.classes,
+            class_names=self.classes,
             settings=self.settings(place),
             model=self.model,
             train=self.train,
@@ -112,7 +114,7 @@ class Given:
             described["schedule"] = qualified(self.schedule)
         loading = {key: value for key, value in self.loading.items() if key not in ("workers", "normalisation")}
         return {
-            "data": {"name": self.data, "batch_size": self.batch_size, "labels": of_labels(self.labels), **loading},
+            "data": {"name": self.data, "batch_size": self.batch_size, "labels": of_targets(self.train), **loading},
             "model": {"name": qualified(self.model), "parameters": of_parameters(self.model)},
             "method": {"name": self.method.name, **options_of(self.method)},
             "budget": options_of(self.budget),
@@ -138,9 +140,25 @@ def of_parameters(model: nn.Module) -> str:
     return _digest("\n".join(shapes).encode())
 
 
-def of_labels(labels: Tensor) -> str:
-    """A fingerprint of the training labels in their order."""
-    return _digest(labels.cpu().numpy().tobytes())
+def of_targets(train: Any) -> str:
+    """A fingerprint of the training labels in their order; of scenes, of which classes each shows."""
+    known = train.present if isinstance(train, Scenes) else labels_of(train)
+    return _digest(known.cpu().numpy().tobytes())
+
+
+def classes_of(train: Any, task: Task, test: Any = None) -> tuple[str, ...]:
+    """The classes' names; ValueError for data whose targets are not what the task learns."""
+    dense = task.learns != "label"
+    if isinstance(train, Scenes) or dense:
+        if not dense:
+            raise Refused(
+                f"the data {train.name!r} holds masks and boxes, the task {task.name} learns one label an image; "
+                "task.name segmentation or detection"
+            )
+        return as_scenes(train, task.learns).classes
+    with refusing():
+        known = labels_of(train) if test is None else torch.cat([labels_of(train), labels_of(test)])
+    return class_names(train, known)
 
 
 def _digest(content: bytes) -> str:
@@ -186,7 +204,7 @@ def _schedule(given: optim.GivenSchedule, optimizer: Any) -> Any:
 def _loading(options: dict[str, Any]) -> dict[str, Any]:
     """The options of `psd.data.loaders.loader`, but for what a run decides."""
     parameters = inspect.signature(loader).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "share")]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "share", "learns")]
     for key in options:
         if key not in known:
             hint = did_you_mean(key, known) or "."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from psd import methods
 from psd.checks import Refused
 from psd.data.batches import Batches, Share
 from psd.data.loaders import loader, measured
@@ -49,7 +51,7 @@ class Plan:
     name: str
     data: str
     architecture: str
-    classes: int
+    class_names: tuple[str, ...]
     settings: dict[str, Any]
     model: nn.Module
     train: Any
@@ -69,6 +71,10 @@ class Plan:
     train_mode: Callable[[nn.Module], object] = nn.Module.train
     metadata: dict[str, str] = field(default_factory=dict)  # in the header of the weights' file
 
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
 
 class Loop:
     """One run at its place: built, perhaps resumed, then trained to its end. Every process of a run has one."""
@@ -84,14 +90,17 @@ class Loop:
             plan.method.needs,
             device=place.device,
             share=self.share,
+            learns=plan.task.learns,
             **plan.loading,
         )
         self.per_epoch = self.loader.steps_per_epoch
         self.passes_per_step = plan.batch_size * plan.method.passes_per_anchor
         self.steps = plan.budget.steps(self.per_epoch, self.passes_per_step)
-        self.test, self.tune = (d if d is None else measured(d, **plan.measuring) for d in (plan.test, plan.tune))
-        plan.task.refuse(plan.method)
-        plan.method.setup(Setup(plan.classes, len(self.loader.targets), load_model))
+        self.test, self.tune = (
+            d if d is None else measured(d, learns=plan.task.learns, **plan.measuring) for d in (plan.test, plan.tune)
+        )
+        _check_learns(plan.task, plan.method)
+        plan.method.setup(Setup(plan.classes, len(plan.train), load_model))
         if self.share.parts > 1 and plan.method.state_dict():
             raise Refused(
                 f"method {plan.method.name} keeps a state from step to step, which the parts of a batch do not share: "
@@ -278,9 +287,16 @@ class Loop:
         record.image_passes = self.steps * self.passes_per_step
         record.images_per_second = record.image_passes / self.seconds_training
         record.peak_memory = records.peak_memory(self.place.device)
-        metadata = {**self.plan.metadata, "name": record.name}
+        metadata = {**self.plan.metadata, "name": record.name, **self._images()}
         self.place.processes.on_main(lambda: self.folder.finish(record, self.network, metadata))
         return record
+
+    def _images(self) -> dict[str, str]:
+        """What who uses the network has to know of images and classes, as JSON."""
+        known = {"class_names": list(self.plan.class_names), "size": self.loader.shape[-1]}
+        if self.loader.statistics is not None:
+            known["mean"], known["std"] = map(list, self.loader.statistics)
+        return {key: json.dumps(value) for key, value in known.items()}
 
     def _own_callbacks(self) -> list[Callback]:
         tracked = self.plan.run.tensorboard
@@ -299,7 +315,7 @@ class Loop:
 
 
 class _WithLogits(nn.Module):
-    """What a method is given: x -> logits, whatever the network's output is."""
+    """What a method is given: x -> logits, whatever the network's output is; (x, targets) -> its own losses."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         super().__init__()
@@ -307,8 +323,8 @@ class _WithLogits(nn.Module):
         if hasattr(model, "_orig_mod"):  # features are taken from the network that is not compiled
             self._orig_mod = _WithLogits(model._orig_mod, plan)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._logits(self.model(x))
+    def forward(self, x: Tensor, *targets: Any) -> Any:
+        return self.model(x, *targets) if targets else self._logits(self.model(x))
 
 
 def _new_record(plan: Plan, place: Place) -> Record:
@@ -326,6 +342,15 @@ def _new_record(plan: Plan, place: Place) -> Record:
         versions=records.versions(),
         revision=records.revision(),
     )
+
+
+def _check_learns(task: Task, method: Method) -> None:
+    if task.learns not in method.learns:
+        able = ", ".join(methods.learning(task.learns)) or "none"
+        raise Refused(
+            f"method {method.name} learns {', '.join(sorted(method.learns))}, the task {task.name} has {task.learns}; "
+            f"of psd's methods, these learn it: {able}"
+        )
 
 
 @torch.no_grad()
@@ -348,7 +373,12 @@ def _check_fit(plan: Plan, shape: tuple[int, ...]) -> None:
                 )
             ) from error
         logits = (plan.logits or plan.task.logits)(output)
-    if logits.shape[1] != plan.classes:
+    given = logits.shape[1] if isinstance(logits, Tensor) else getattr(plan.model, "num_classes", plan.classes)
+    if given != plan.classes:
+        raise Refused(f"model {plan.architecture!r} gives {given} logits, the data has {plan.classes} classes")
+    if isinstance(logits, Tensor) and logits.ndim > 2 and logits.shape[2:] != shape[1:]:
+        sides = " x ".join(map(str, logits.shape[2:]))
         raise Refused(
-            f"model {plan.architecture!r} gives {logits.shape[1]} logits, the data has {plan.classes} classes"
+            f"model {plan.architecture!r} gives logits at {sides} places of an image of {shape[1]} x {shape[2]} "
+            "pixels; psd.fit takes a function that resizes them, logits=..."
         )

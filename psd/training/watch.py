@@ -79,13 +79,14 @@ class Watch:
             known = f"; the last finite loss was {last:.4g}, at step {at - 1}" if math.isfinite(last) else ""
             raise Diverged(f"the loss is NaN or infinite at step {at} (epoch {epoch + 1}){known}. {REMEDY}")
         self.next_look = step + self._steps_to_next_look(slowest)
+        predictions = float(sums[:, 5].sum())
         total, cross_entropy, distillation, feature = (sums[:, :4].mean(0) / (step - first)).tolist()
         return {
             "loss": total,
             "cross_entropy": cross_entropy,
             "distillation": distillation,
             "feature": feature,
-            "train_top1": 100 * float(sums[:, 4].sum() / sums[:, 5].sum()),
+            "train_top1": 100 * float(sums[:, 4].sum() / predictions) if predictions else None,
         }, stops
 
     def _steps_to_next_look(self, seconds: float) -> int:
@@ -98,9 +99,12 @@ class Watch:
 def numbers_of(result: Step, parts: int) -> Tensor:
     """(6,) of one of the `parts` of a step's batch: its loss terms, right predictions, predictions in all.
 
-    A soft target's class is its largest.
+    A soft target's class is its largest; one below 0 does not count.
     """
     terms = torch.stack([term.detach() for term in result.terms]) / parts
+    if result.logits is None or result.target is None:
+        return torch.cat([terms, terms.new_zeros(2)])
     target = result.target.argmax(1) if result.target.is_floating_point() else result.target
     right = (result.logits.detach().argmax(1) == target).sum()
-    return torch.cat([terms, torch.stack([right, torch.full_like(right, target.numel())]).float()])
+    counted = (target >= 0).sum() if target.ndim > 1 else torch.full_like(right, target.numel())
+    return torch.cat([terms, torch.stack([right, counted]).float()])

@@ -37,7 +37,7 @@ def batches(data: ImageData | None = None, **options) -> Batches:
 
 def plain(data: ImageData, rows: range) -> Tensor:
     """Images as an evaluation sees them."""
-    return next(InMemory(data).batches(rows, len(rows), "cpu"))
+    return next(InMemory(data).batches(rows, len(rows), "cpu"))[0]
 
 
 def pixels(x: Tensor) -> Tensor:

@@ -274,8 +274,8 @@ def test_turns_in_and_out_of_order(data):
 def test_in_order_the_stream_goes_on_and_does_not_begin_anew(data, monkeypatch):
     made, begun = stream(data, share=Share(0, 1, 2)), []
     made.get(0, 0)
-    original = type(made._loader).__iter__
-    monkeypatch.setattr(type(made._loader), "__iter__", lambda loader: begun.append(loader) or original(loader))
+    original = type(made._ahead._loader).__iter__
+    monkeypatch.setattr(type(made._ahead._loader), "__iter__", lambda loader: begun.append(loader) or original(loader))
     for position in [(0, 1), (1, 0), (1, 1), (2, 0)]:
         made.get(*position)
     assert not begun
@@ -666,9 +666,10 @@ def test_an_image_folder_is_evaluated_at_224_pixels(data):
 
 def test_centre_crops_are_given_in_the_order_of_the_indices(data):
     indices = [5, 23, 0, 0, 11]
-    batches = list(CentreCrops(data, SIZE, workers=0).batches(indices, 2, "cpu"))
+    batches, labels = zip(*CentreCrops(data, SIZE, workers=0).batches(indices, 2, "cpu"), strict=True)
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert list(chain.from_iterable(numbers(batch) for batch in batches)) == indices
+    assert torch.cat(labels).tolist() == [data.targets[i] for i in indices]
     assert all(b.is_contiguous(memory_format=torch.channels_last) and b.dtype == torch.float32 for b in batches)
     assert batches[0].shape == (2, 3, SIZE, SIZE)
 

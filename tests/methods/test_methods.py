@@ -14,12 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import tv_tensors
 
 from psd import methods, models
 from psd.data.batches import Batches, Share
+from psd.data.dense import SceneBatches
 from psd.data.images import ImageData
+from psd.data.scenes import Scenes, boxes_of, shown
 from psd.losses import SelfDistillationLoss
 from psd.methods import Batch, Method, Progress, Setup, Step
+from psd.methods.swap_masks import exchanged
 from psd.swap import patch_swap
 from psd.training import checkpoints
 
@@ -32,8 +36,9 @@ def setup(classes: int) -> Setup:
 
 
 ON_PATCHES = ("patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing", "swap_any_class", "swap_cross_entropy")
-SWAPPING = {name: {"patch_size": 2} for name in ON_PATCHES}  # images have 4 x 4 pixels
-DISTILLING = ("pair_distillation", "patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing")
+ON_MASKS = ("swap_masks", "swap_consistency")
+SWAPPING = {name: {"patch_size": 2} for name in (*ON_PATCHES, *ON_MASKS)}  # images have 4 x 4 pixels
+DISTILLING = ("swap_consistency", "pair_distillation", "patch_swap", "patch_swap_cutmix", "patch_swap_label_smoothing")
 TEACHING = ("cs_kd", "kd")  # one more forward, without gradient, for a teacher
 STATEFUL = ("dlb", "ps_kd")
 FEATURES = {"feature_weight": 0.7}
@@ -54,6 +59,38 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.features(x))
+
+
+class PixelNet(Net):
+    """The same for segmentation; with targets it gives losses of its own, as a detector does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.hidden, self.out = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, CLASSES, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.hidden(x).tanh()
+
+    def forward(self, x: Tensor, targets: Any = None) -> Any:
+        logits = self.out(self.features(x))
+        return logits if targets is None else {"size": logits.square().mean(), "sum": logits.mean().square()}
+
+
+class Bf16(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).bfloat16()
+
+
+class PixelBf16(PixelNet):
+    def forward(self, x: Tensor, targets: Any = None) -> Any:
+        return super().forward(x, targets).bfloat16()
+
+
+def net(method: Method | str, kinds: tuple[type[Net], type[Net]] = (Net, PixelNet)) -> Net:
+    """One that fits what a method learns."""
+    learns = (methods.find(method) if isinstance(method, str) else method).learns
+    return kinds["label" not in learns]()
 
 
 @functools.cache
@@ -79,13 +116,31 @@ def data() -> ImageData:
     return ImageData(images, targets, tuple("abcd"), "some", (0.5,) * 3, (0.2,) * 3, 1, True)
 
 
+def scenes() -> Scenes:
+    """The same images, a class for each pixel, some of which do not count, and one box in each."""
+    images = data().images
+    masks = torch.randint(CLASSES, (SAMPLES, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    masks[:, 0, 0] = 255
+
+    def read(i: int) -> tuple[Tensor, dict[str, Any]]:
+        boxes = boxes_of(torch.tensor([[0, 0, 4, 4]]), (4, 4))
+        target = {"mask": tv_tensors.Mask(masks[i]), "boxes": boxes, "labels": torch.tensor([1 + i % 3])}
+        return tv_tensors.Image(images[i]), target
+
+    present = torch.stack([shown(read(i)[1], CLASSES) for i in range(SAMPLES)])
+    return Scenes("some", ("background", "a", "b", "c"), read, present, size=4)
+
+
 def batch_of(method: Method, step: int = 3) -> Batch:
-    return Batches(data(), N, 0, method.needs)[step]
+    if "label" in method.learns:
+        return Batches(data(), N, 0, method.needs)[step]
+    (learns,) = method.learns
+    return SceneBatches(scenes(), learns, N, 0, method.needs, crop_scale=0.5).get(step)
 
 
 def step(method: Method, model: nn.Module | None = None, seed: int = 0) -> Step:
     """One step on a batch that depends on the method's needs alone, under a global seed as the trainer sets it."""
-    model = Net() if model is None else model
+    model = net(method) if model is None else model
     torch.manual_seed(seed)
     return method.step(model, batch_of(method), PROGRESS)
 
@@ -94,7 +149,7 @@ def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SWAPPING if name != "swap_any_class"])
+@pytest.mark.parametrize("name", [name for name in ON_PATCHES if name != "swap_any_class"])
 def test_the_parts_of_a_batch_are_swapped_by_the_masks_of_the_whole(name):
     method = build(name)
     batch = batch_of(method)
@@ -138,7 +193,7 @@ def test_a_module_defines_one_method_and_names_it(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_passes_per_anchor_counts_the_images_forwarded(name):
-    method, model = build(name), Net()
+    method, model = build(name), net(name)
     if name == "kd":
         method._teacher.register_forward_pre_hook(lambda module, args: model.counted.append(len(args[0])))
     step(method, model)
@@ -147,7 +202,7 @@ def test_passes_per_anchor_counts_the_images_forwarded(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_all_images_that_learn_go_through_one_forward(name):
-    model = Net()
+    model = net(name)
     step(build(name), model)
     assert len(model.counted) == 1 + (name == "cs_kd")
 
@@ -163,8 +218,10 @@ def coefficients(method: Any) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_terms_add_up_to_the_total(name):
-    method = build(name, **({"weight": 0.3, **FEATURES} if name in DISTILLING else {}))
-    terms, model = None, Net()
+    method = build(
+        name, **({"weight": 0.3} if name in DISTILLING else {}), **(FEATURES if name in DISTILLING[1:] else {})
+    )
+    terms, model = None, net(name)
     for number in (3, 4):  # of DLB the second step has all terms
         torch.manual_seed(0)
         terms = method.step(model, batch_of(method, number), PROGRESS).terms
@@ -175,17 +232,17 @@ def test_terms_add_up_to_the_total(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_total_gives_every_weight_a_gradient(name):
-    model = Net()
+    model = net(name)
     step(build(name), model).terms.total.backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "own_loss"])
 def test_logits_and_target_are_of_the_images_that_were_forwarded(name):
-    model = Net()
+    model = net(name)
     result = step(build(name), model)
     learning = N if name in TEACHING else sum(model.counted)
-    assert result.logits.shape == (learning, CLASSES)
+    assert result.logits.shape[:2] == (learning, CLASSES)
     assert len(result.target) == len(result.logits)
 
 
@@ -195,26 +252,31 @@ def test_a_step_is_a_function_of_the_global_seed(name):
     first = step(method, seed=7)
     step(method, seed=8)
     again = step(build(name), seed=7)
-    assert torch.equal(first.terms.total, again.terms.total) and torch.equal(first.logits, again.logits)
+    assert torch.equal(first.terms.total, again.terms.total)
+    assert first.logits is again.logits is None or torch.equal(first.logits, again.logits)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Two targets: labels or masks, or a list of dicts of tensors."""
+    if isinstance(a, list):
+        return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True))
+    return a is b is None or torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_step_leaves_the_batch_as_it_was(name):
     method = build(name)
     batch, untouched = batch_of(method), batch_of(method)
-    method.step(Net(), batch, PROGRESS)
-    assert torch.equal(batch.x, untouched.x) and torch.equal(batch.y, untouched.y)
+    method.step(net(method), batch, PROGRESS)
+    assert torch.equal(batch.x, untouched.x) and same(batch.y, untouched.y)
+    assert same(batch.partner_y, untouched.partner_y)
     assert batch.partner is None or torch.equal(batch.partner, untouched.partner)
     assert batch.other is None or torch.equal(batch.other, untouched.other)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "own_loss"])  # whose losses are the network's
 def test_a_loss_of_bf16_logits_is_computed_in_float32(name):
-    class Bf16(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).bfloat16()
-
-    assert step(build(name), Bf16()).terms.total.dtype == torch.float32
+    assert step(build(name), net(name, (Bf16, PixelBf16))).terms.total.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in STATEFUL])
@@ -788,3 +850,82 @@ def test_a_run_continued_without_the_method_s_state_is_another(name):
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_state_is_there_from_the_beginning(name):
     assert build(name).state_dict()  # by which the trainer knows that this method cannot be cut into parts
+
+
+# --- of pictures and their masks
+
+
+@pytest.mark.parametrize("name", ON_MASKS)
+def test_the_same_pairs_are_swapped_whatever_the_parts(name):
+    method = build(name, p=1.0)
+    batch, given = batch_of(method), []
+
+    class Sees(PixelNet):
+        def forward(self, x: Tensor, targets: Any = None) -> Any:
+            given.append(x)
+            return super().forward(x)
+
+    torch.manual_seed(5)
+    method.step(Sees(), batch, PROGRESS)
+    (whole,) = given
+    for part in range(2):
+        rows = slice(part * N // 2, (part + 1) * N // 2)
+        own = replace(batch, **{key: getattr(batch, key)[rows] for key in ("x", "y", "index", "partner", "partner_y")})
+        torch.manual_seed(5)
+        method.step(Sees(), own, replace(PROGRESS, part=part, parts=2))
+    pieces = [torch.cat(pair) for pair in zip(*(x.chunk(len(whole) // N) for x in given[1:]), strict=True)]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_masks_move_with_their_pixels():
+    """Pictures that show their own mask still do after the swap."""
+    y_a, y_b = torch.randint(CLASSES, (2, N, 4, 4), generator=torch.Generator().manual_seed(3))
+    where = torch.rand(N, 2, 2, generator=torch.Generator().manual_seed(4)) < 0.5
+    images = patch_swap(y_a[:, None].float(), y_b[:, None].float(), 2, mask=where)
+    for image, mask in zip(images, exchanged(y_a, y_b, where), strict=True):
+        assert torch.equal(image[:, 0].long(), mask)
+
+
+def test_swap_masks_with_p_0_is_cross_entropy_on_the_same_pairs():
+    method, model = build("swap_masks", p=0.0), PixelNet()
+    batch = batch_of(method)
+    expected = F.cross_entropy(model(torch.cat([batch.x, batch.partner])), torch.cat([batch.y, batch.partner_y]))
+    assert_close(step(method, model).terms.total, expected)
+
+
+def test_pixels_that_do_not_count_give_no_gradient():
+    logits = torch.randn(N, CLASSES, 4, 4, requires_grad=True)
+    batch = SceneBatches(scenes(), "mask", N, 0, crop_scale=1.0).get(0)
+    methods.build("cross_entropy").step(lambda x: logits, batch, PROGRESS).terms.total.backward()
+    assert (batch.y == -100).any() and logits.grad is not None
+    assert (logits.grad.movedim(1, -1)[batch.y == -100] == 0).all()
+
+
+def test_predictions_are_compared_of_the_same_content():
+    """A network that sees single pixels says the same of a pixel in any context: nothing is left to distil."""
+
+    class OnePixel(PixelNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Conv2d(3, 10, 1)
+
+    assert_close(step(build("swap_consistency"), OnePixel()).terms.distillation, torch.tensor(0.0))
+    assert step(build("swap_consistency"), PixelNet()).terms.distillation > 1e-4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_pastes_a_picture_with_its_mask(seed):
+    """Of pictures of one grey each, whose mask is that grey's class, every pixel still has its class."""
+    y = (torch.arange(N) % CLASSES)[:, None, None].expand(N, 8, 8).clone()
+    batch = Batch(y[:, None].float().expand(N, 3, 8, 8).clone(), y, torch.arange(N))
+    seen: list[Tensor] = []
+
+    def model(x: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.zeros(N, CLASSES, 8, 8)
+
+    torch.manual_seed(seed)
+    result = methods.build("cutmix_masks", p=1.0).step(model, batch, PROGRESS)
+    assert torch.equal(seen[0][:, 0].long(), result.target)
+    changed = (result.target != y).flatten(1).sum(1)
+    assert len(set(changed.tolist())) == 1  # one box for all

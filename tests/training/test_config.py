@@ -657,7 +657,8 @@ def test_an_unknown_model_names_the_nearest():
 
 
 def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(ValueError, match=r"data.name 'shape' is unknown; did you mean 'shapes'\? Known: shapes, cifar"):
+    known = "Known: shapes, shapes-scenes, "
+    with pytest.raises(ValueError, match=rf"data.name 'shape' is unknown; did you mean 'shapes'\? {known}"):
         DataConfig("shape")
 
 

@@ -906,7 +906,9 @@ class Waits(TorchDispatchMode):
 
 
 NO_HOST_DRAW = [
-    name for name in methods.names() if name not in ("kd", "cutmix", "mixup", "patch_swap_cutmix", "random_erasing")
+    name
+    for name in methods.learning("label")
+    if name not in ("kd", "cutmix", "mixup", "patch_swap_cutmix", "random_erasing")
 ]
 
 
