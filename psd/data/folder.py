@@ -1,8 +1,9 @@
-"""`folder:PATH`: the user's own images, PATH/train/<class>/* and PATH/{val,test}/<class>/*."""
+"""`folder:PATH`: the user's own images, PATH/train/<class>/* and PATH/{val,test}/<class>/*, or PATH/<class>/* alone."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from psd.checks import Refused
 from psd.data.images import ImageData, MissingData, choose, fit_or_tune
+from psd.seeding import generator_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,12 +34,13 @@ def load(
 
     Args:
         path: holds `train` and, for the test split, `test` or `val`: the first whose classes are those of
-            `train` (ImageNet's own `test` has none).
+            `train` (ImageNet's own `test` has none). Or it holds the class folders themselves: then a fifth of every
+            class, drawn by `seed`, is the test split, and the rest is train. Hidden folders are no classes.
         split: "train", "test"; "fit" and "tune" are 90% and 10% of every class of train.
         classes, per_class: a seeded subset, as in `psd.data.load`.
         size: shorter side resized to `size` pixels, centre cut to a square, everything decoded into memory.
             None: nothing is decoded, and the files come as PIL images in RGB from an ImageFolder.
-        seed: of the subset.
+        seed: of the subset, and of the split where there is none.
 
     Raises:
         ValueError: naming the folder without images, the image that cannot be read, the classes that only one
@@ -45,10 +48,14 @@ def load(
     """
     if size is not None and size < 1:
         raise Refused(f"size must be at least 1 pixel, got {size}")
-    listing = _listing(_test_folder(path) if split == "test" else _existing(path / "train"))
-    rows = torch.arange(len(listing.samples))
+    if is_unsplit(path):
+        listing = _listing(path)
+        rows = _drawn_split(torch.tensor(listing.targets), split, seed, listing.classes, path)
+    else:
+        listing = _listing(_test_folder(path) if split == "test" else _existing(path / "train"))
+        rows = torch.arange(len(listing.samples))
     if split == "fit" or split == "tune":
-        rows = fit_or_tune(torch.tensor(listing.targets), split)
+        rows = rows[fit_or_tune(torch.tensor(listing.targets)[rows], split)]
     targets = torch.tensor(listing.targets)[rows]
     chosen, labels, names = choose(targets, listing.classes, classes, per_class, seed)
     files = [listing.samples[i][0] for i in rows[chosen].tolist()]
@@ -61,9 +68,35 @@ def load(
     return listing
 
 
+def is_unsplit(path: Path) -> bool:
+    """Whether a folder holds class folders, and none of train, val and test."""
+    return (
+        path.is_dir() and not any((path / name).is_dir() for name in ("train", "val", "test")) and bool(_classes(path))
+    )
+
+
+def _drawn_split(targets: Tensor, split: str, seed: int, names: Sequence[str], path: Path) -> Tensor:
+    """The rows (ascending) of the test split, a fifth of each class and at least one image, or the others."""
+    parts = []
+    for c, name in enumerate(names):
+        members = (targets == c).nonzero().flatten()
+        if len(members) < 2:
+            raise Refused(
+                f"{path / name} holds {len(members)} image; to be split into train and test a class needs 2 or more, and "
+                "for patch swap 3: add some, or take the folder away"
+            )
+        order = torch.randperm(len(members), generator=generator_for(seed, "test", c))
+        fifth = max(1, round(len(members) / 5))
+        parts.append(members[order[:fifth] if split == "test" else order[fifth:]])
+    return torch.cat(parts).sort().values
+
+
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise MissingData(f"there is no folder {folder}; lay the images out as {folder}/<class>/<image>")
+        raise MissingData(
+            f"there is no folder {folder}; lay the images out as {folder}/<class>/<image>, or all of them as "
+            f"{folder.parent}/<class>/<image>, to be split by psd"
+        )
     return folder
 
 
@@ -83,14 +116,21 @@ def _test_folder(path: Path) -> Path:
 
 
 def _classes(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def _listing(folder: Path) -> ImageFolder:
     from torchvision.datasets import ImageFolder
 
+    class Visible(ImageFolder):  # type: ignore[misc]  # torchvision has no types
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names = sorted(_classes(Path(directory)))
+            if not names:
+                raise FileNotFoundError(f"there is no folder in {directory}")
+            return names, {name: i for i, name in enumerate(names)}
+
     try:
-        return ImageFolder(os.fspath(folder), loader=open_image)
+        return Visible(os.fspath(folder), loader=open_image)
     except FileNotFoundError as error:  # no class folder, or one without images
         raise Refused(f"{folder} must hold class folders with images in each: {error}") from error
 

@@ -178,7 +178,9 @@ def test_the_settings_in_the_help_of_overrides_are_settings(run):
 
 
 def test_no_command_names_the_commands(run):
-    assert_refused(run(), "COMMAND is missing: demo, train, compare, evaluate, export, bench, report, data", "psd --help")
+    assert_refused(
+        run(), "COMMAND is missing: demo, train, compare, evaluate, export, bench, report, data", "psd --help"
+    )
 
 
 def test_the_help_of_train_lists_every_setting_with_its_default(run):

@@ -139,3 +139,67 @@ def test_more_than_there_is_is_refused(root):
 def test_a_size_below_one_pixel_is_refused(root):
     with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
         load(f"folder:{root}", size=0)
+
+
+# --- class folders alone
+
+
+@pytest.fixture
+def unsplit(tmp_path: Path) -> Path:
+    """Three classes of 10, 6 and 3 images, 16 x 12 pixels of one colour (class, number, 0), and what is no class."""
+    for c, (name, count) in enumerate({"ant": 10, "bee": 6, "cat": 3}.items()):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(count):
+            Image.fromarray(np.full((12, 16, 3), (c, i, 0), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / ".ipynb_checkpoints" / "x.png")
+    (tmp_path / "ant" / "Thumbs.db").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no folder")
+    return tmp_path
+
+
+def files(folder: Path, split: str, **options) -> list[str]:
+    return [file for file, _ in load(f"folder:{folder}", split=split, **options).samples]
+
+
+def test_class_folders_alone_are_split_by_class(unsplit):
+    parts = {split: files(unsplit, split) for split in ("train", "test", "fit", "tune")}
+    assert [len(parts[split]) for split in parts] == [15, 4, 12, 3]  # 2 + 1 + 1 to test
+    everything = sorted(str(file) for file in unsplit.glob("[a-z]*/*.png"))
+    assert sorted(parts["train"] + parts["test"]) == everything
+    assert sorted(parts["fit"] + parts["tune"]) == parts["train"]
+    test = load(f"folder:{unsplit}", split="test")
+    assert test.classes == ["ant", "bee", "cat"] and test.targets == [0, 0, 1, 2]
+
+
+def test_the_split_is_a_function_of_the_seed(unsplit):
+    assert files(unsplit, "test") == files(unsplit, "test")
+    assert len({tuple(files(unsplit, "test", seed=seed)) for seed in range(6)}) > 3
+
+
+def test_class_folders_alone_are_decoded_into_memory_too(unsplit):
+    train, test = (load(f"folder:{unsplit}", split=split, size=8) for split in ("train", "test"))
+    assert len(train) == 15 and len(test) == 4 and train.classes == ("ant", "bee", "cat")
+    assert train.images[:, 0, 4, 4].tolist() == train.targets.tolist()
+
+
+def test_a_class_of_one_image_cannot_be_split(unsplit):
+    (unsplit / "dog").mkdir()
+    Image.new("RGB", (4, 4)).save(unsplit / "dog" / "only.png")
+    with pytest.raises(ValueError, match=r"dog holds 1 image; to be split into train and test a class needs 2 or more"):
+        load(f"folder:{unsplit}")
+
+
+def test_hidden_folders_are_no_classes(root):
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (4, 4)).save(root / "train" / ".ipynb_checkpoints" / "x.png")
+    assert load(f"folder:{root}").classes == ["ant", "bee", "cat"] and len(load(f"folder:{root}", split="test")) == 12
+
+
+def test_half_a_layout_says_what_is_missing(root):
+    for folder in sorted((root / "val").rglob("*"), reverse=True):
+        folder.rmdir() if folder.is_dir() else folder.unlink()
+    (root / "val").rmdir()
+    with pytest.raises(MissingData, match=r"there is neither .*test nor .*val; the test split needs one of them"):
+        load(f"folder:{root}", split="test")
