@@ -82,8 +82,8 @@ def _drawn_split(targets: Tensor, split: str, seed: int, names: Sequence[str], p
         members = (targets == c).nonzero().flatten()
         if len(members) < 2:
             raise Refused(
-                f"{path / name} holds {len(members)} image; to be split into train and test a class needs 2 or more, and "
-                "for patch swap 3: add some, or take the folder away"
+                f"{path / name} holds {len(members)} image; to be split into train and test a class needs 2 or more, "
+                "and for patch swap 3: add some, or take the folder away"
             )
         order = torch.randperm(len(members), generator=generator_for(seed, "test", c))
         fifth = max(1, round(len(members) / 5))
