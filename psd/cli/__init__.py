@@ -454,8 +454,7 @@ def _one_process_speaks() -> Iterator[None]:
 
 def _print_final(final: dict[str, Any], task: str) -> None:
     known = [metric for metric in tasks.find(task).metrics if final.get(metric.name) is not None]
-    shown = [f"{m.title} {final[m.name]:.{m.digits}f} {'%' if m.unit == '%' else ''}".rstrip() for m in known]
-    print("   ".join([*shown, f"n {final['n_test']}"]))
+    print("   ".join([*(metric.text(final[metric.name]) for metric in known), f"n {final['n_test']}"]))
 
 
 def _one_line(error: Exception) -> str:

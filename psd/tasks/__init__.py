@@ -26,6 +26,14 @@ class Metric(NamedTuple):
     better: Literal["higher", "lower", "zero"]
     digits: int
 
+    def text(self, value: float) -> str:
+        """A value with its name and unit.
+
+        >>> Metric("top1", "top-1", "%", "higher", 2).text(71.5)
+        'top-1 71.50 %'
+        """
+        return f"{self.title} {value:.{self.digits}f}{' %' if self.unit == '%' else ''}"
+
 
 class Metrics(dict[str, Any]):
     """A task's figures by name: `metrics["top1"]` is also `metrics.top1`. `Metric` tells their units.

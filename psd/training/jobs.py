@@ -16,12 +16,14 @@ from pathlib import Path
 
 from psd import threads
 from psd.checks import Refused
+from psd.tasks import Metric
 from psd.training.config import Config, from_dict
 from psd.training.fit import finished, train
 from psd.training.loop import Interrupted
 from psd.training.processes import TRY_AGAIN, Termination
 from psd.training.records import Record
 
+FIGURES = 4  # of a run, in the line that says that it has ended
 LOOK_SECONDS = 0.2  # between two looks at the running ones
 STOP_SECONDS = 60  # for a run to write its checkpoint, before it is killed
 
@@ -224,8 +226,8 @@ def _record(config: Config) -> Record:
 
 
 def _result(record: Record) -> str:
-    figures = {"top1": "top-1 {:.2f} %", "nll": "NLL {:.3f}", "ece": "ECE {:.3f}"}
-    shown = ", ".join(text.format(record.final[key]) for key, text in figures.items())
+    metrics = [Metric(**known) for known in record.metrics if record.final.get(known["name"]) is not None]
+    shown = ", ".join(metric.text(record.final[metric.name]) for metric in metrics[:FIGURES])
     return f"{record.name}: {shown}, {record.seconds:.0f} s"
 
 

@@ -289,3 +289,12 @@ def test_a_comparison_of_segmentations_is_reported(tmp_path, capsys, monkeypatch
     assert "| swap_masks" in printed and "mean IoU %" in printed and "Δ cross_entropy" in printed
     records = [Record.read(path) for path in Path("runs").rglob("*-s?.json")]
     assert len(records) == 4 and all(json.dumps(record.final) for record in records)
+
+
+def test_a_run_of_a_comparison_side_by_side_says_the_task_s_figures():
+    from psd.training.jobs import _result
+
+    metrics = [metric._asdict() for metric in tasks.find("segmentation").metrics]
+    final = {"miou": 12.3456, "pixel_accuracy": 90.0, "nll": 0.25, "iou": [None], "n_test": 3}
+    record = Record("a", "b", "c", "d", 0, "e", {}, final=final, metrics=metrics, seconds=7.2)
+    assert _result(record) == "a: mean IoU 12.35 %, pixels right 90.00 %, NLL a pixel 0.250, 7 s"
