@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +157,8 @@ def config(output: Path, task: str = "segmentation", **changes: Any) -> psd.Conf
 def few_to_measure(monkeypatch):
     from psd.data import shapes_scenes
 
-    draw = shapes_scenes.draw
-    monkeypatch.setattr(shapes_scenes, "draw", lambda count, **options: draw(min(count, 24), **options))
+    draw = shapes_scenes.draw  # 500 pictures where nobody says how many
+    monkeypatch.setattr(shapes_scenes, "draw", lambda count, **options: draw(24 if count == 500 else count, **options))
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
@@ -298,3 +301,34 @@ def test_a_run_of_a_comparison_side_by_side_says_the_task_s_figures():
     final = {"miou": 12.3456, "pixel_accuracy": 90.0, "nll": 0.25, "iou": [None], "n_test": 3}
     record = Record("a", "b", "c", "d", 0, "e", {}, final=final, metrics=metrics, seconds=7.2)
     assert _result(record) == "a: mean IoU 12.35 %, pixels right 90.00 %, NLL a pixel 0.250, 7 s"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "method"),
+    [("segmentation", "fcn@timm:test_convnext", "swap_masks"), ("detection", "ssdlite@timm:test_convnext", "own_loss")],
+)
+def test_two_processes_train_and_measure_together(task, model, method, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the processes measure all 500 pictures
+    (tmp_path / "run.yaml").write_text(
+        f"task: {{name: {task}}}\nmodel: {{name: '{model}'}}\nmethod: {{name: {method}}}\nbudget: {{epochs: 1}}\n"
+        "data: {name: shapes-scenes, classes: 3, size: 64, count: 16, batch_size: 8, crop_scale: 0.5}\n"
+        "run: {progress: false, device: cpu}\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    root = str(Path(psd.__file__).parents[1])
+    done = subprocess.run(
+        [*command, "-m", "psd", "train", "run.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = Record.read(tmp_path / done.stdout.splitlines()[0])
+    assert record.final["n_test"] == 500  # all pictures, each once
+    network = psd.load_model(tmp_path / "runs" / record.name)
+    pictures = data.load("shapes-scenes", split="test", classes=3, size=64, count=500)
+    again = psd.evaluate(network, pictures, task=task)
+    first = tasks.find(task).metrics[0].name
+    assert again[first] == pytest.approx(record.final[first], abs=0.01)
