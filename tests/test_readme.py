@@ -26,6 +26,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(PAGES.values()), flags=re
 LINES = [
     line.partition("#")[0].split("   ")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
 ]
+VIT = {"shapes-vit-token4": "shapes", "shapes-vit-token8": "shapes"}  # data sets of recipes that are named otherwise
 LAUNCHED = [line for line in LINES if " -m psd " in line]
 COMMANDS = [line for line in LINES if line.startswith("psd ")]
 COMMANDS += [f"psd {line.partition(' -m psd ')[2]}" for line in LAUNCHED]
@@ -67,7 +68,8 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
     assert options.command == command.split()[1]
     if options.command in ("train", "compare", "bench"):
         run = config.from_dict(read_settings(options.config, options.settings))
-        named = options.config.removeprefix("compare/").partition("/")[0].replace("photographs", "cifar100-small")
+        named = options.config.removeprefix("compare/").partition("/")[0]
+        named = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **VIT}.get(named, named)
         assert run.data.name == options.settings.get("data.name", named)
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
