@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from psd.checks import Refused
@@ -113,16 +114,22 @@ def _measure(run: Loop, seconds: float, turns: int) -> Rates:
 
 
 def _bare(run: Loop, images: int) -> Callable[[], object]:
-    """Forward and backward of one batch that stays where it is, by cross-entropy, without an optimiser."""
-    side = run.loader.get(0).x.shape[-1]
+    """Forward and backward of one batch that stays where it is, by cross-entropy or by a network's own losses, without
+    an optimiser."""
+    batch = run.loader.get(0)
+    side = batch.x.shape[-1]
     x = torch.randn(images, 3, side, side, device=run.place.device).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(run.plan.classes, (images,), device=run.place.device)
+    again = [k % len(batch.x) for k in range(images)]  # there may be more images than anchors
+    y = batch.y[again] if isinstance(batch.y, Tensor) else [batch.y[k] for k in again]
 
     def work() -> None:
         if run.compiled is not None:
             torch.compiler.cudagraph_mark_step_begin()
         with run.place.autocast():
-            loss = F.cross_entropy(run.forward(x).float(), y)
+            if isinstance(y, Tensor):
+                loss = F.cross_entropy(run.forward(x).float(), y)
+            else:
+                loss = torch.stack(list(run.forward(x, y).values())).sum()
         run.place.accelerator.backward(loss)
         run.optimizer.zero_grad()
 

@@ -332,3 +332,11 @@ def test_two_processes_train_and_measure_together(task, model, method, tmp_path,
     again = psd.evaluate(network, pictures, task=task)
     first = tasks.find(task).metrics[0].name
     assert again[first] == pytest.approx(record.final[first], abs=0.01)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_the_speed_of_a_run_is_measured(task, tmp_path):
+    from psd.training import bench
+
+    rates = bench.measure(config(tmp_path, task), seconds=0.3, turns=1)
+    assert rates.step > 0 and rates.bare > 0 and rates.data > 0
