@@ -32,6 +32,8 @@ PUBLISHED = {
     "cifar100-small-fit/resnet14/200kpass": ("compare/cifar100-small-ablations", {}, ["patch_swap"]),
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
+    "shapes-replicates/resnet8/96kpass": ("transfer/backbones", {}),
+    "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_tiny_patch16_224/24kpass": ("compare/shapes-vit-token4", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_small_patch8_224/24kpass": ("compare/shapes-vit-token8", {}),
     "shapes/resnet8/125ep": ("shapes", {"budget": {"epochs": 125}}),
@@ -93,6 +95,12 @@ def test_a_record_s_result_is_of_the_last_epoch_and_the_test_was_seen_when_its_s
 def test_a_record_holds_finite_numbers_in_their_ranges(file):
     record = Record.read(file)
     final, classes = record.final, record.config["data"].get("classes")
+    if record.task == "segmentation":
+        assert 0 <= final["miou"] <= 100 and 0 <= final["pixel_accuracy"] <= 100 and math.isfinite(final["nll"])
+        return
+    if record.task == "detection":
+        assert 0 <= final["map"] <= final["map_50"] <= 100
+        return
     assert (final["top5"] is None) == (classes is not None and classes < 6)
     top5 = 100 if final["top5"] is None else final["top5"]
     assert 0 <= final["top1"] <= top5 <= 100 and 0 <= final["ece"] <= 1 and math.isfinite(final["nll"])

@@ -18,7 +18,12 @@ BASELINE = "cross_entropy"
 OWN = "own_loss"  # the baseline where networks compute their losses themselves
 PROTOCOL = ("precision", "accumulate", "sync_batchnorm")  # of the settings in `run`, those that shape a result
 NEAR = 0.05  # the share by which lengths of runs that are compared may differ: batches cut an epoch's end unequally
-TUNED = (("data", "batch_size"), ("optimizer", "lr"))  # may differ in a table, whose columns then tell
+TUNED = (  # may differ in a table, whose columns then tell
+    ("data", "batch_size"),
+    ("optimizer", "lr"),
+    ("model", "weights"),
+    ("model", "freeze_backbone"),
+)
 
 
 def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
@@ -212,18 +217,20 @@ def _check_rows(records: list[Record], at_any_budget: bool = False) -> None:
 
 
 def _without_seed(record: Record) -> dict[str, Any]:
-    """A record's settings without its seed, which stands in the name of a teacher of the same seed, too, and which is
-    that of a replicate's images; and without its device, which `provenance` tells of."""
+    """A record's settings without its seed, which stands in the names of a teacher and of weights of the same seed, and
+    is that of a replicate's images; and without its device, which `provenance` tells of."""
 
     def masked(value: Any) -> Any:
         return value.replace(f"-s{record.seed}", "-s*") if isinstance(value, str) else value
 
     run = {**record.config["run"], "seed": None, "device": None}
-    method = {key: masked(value) for key, value in record.config["method"].items()}
+    method, model = (
+        {key: masked(value) for key, value in record.config.get(part, {}).items()} for part in ("method", "model")
+    )
     data = dict(record.config["data"])
     if data.get("replicate"):
         del data["seed"]
-    return {**record.config, "data": data, "method": method, "run": run}
+    return {**record.config, "data": data, "method": method, "model": model, "run": run}
 
 
 def _check_protocol(records: list[Record]) -> None:

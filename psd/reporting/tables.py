@@ -119,6 +119,7 @@ def _table(records: list[Record], costs: bool) -> str:
         "images a step": lambda name, row: str(round(row[0].image_passes / steps(row[0]))),
         "steps": lambda name, row: f"{steps(row[0]):,}",
         "lr": lambda name, row: f"{row[0].config['optimizer']['lr']:g}",
+        "begins with": lambda name, row: _begins_with(row[0]),
         "seeds": lambda name, row: str(len(row)),
         "epochs": lambda name, row: f"{epochs(row[0]):g}",
         "seconds": lambda name, row: f"{mean(r.seconds for r in row):.0f}",
@@ -136,6 +137,8 @@ def _table(records: list[Record], costs: bool) -> str:
         del columns["images a step"], columns["steps"]
     if not _differ(records, "optimizer", "lr"):
         del columns["lr"]
+    if len({_begins_with(record) for record in records}) == 1:
+        del columns["begins with"]
     if _same_seeds(rows):
         del columns["seeds"]
     return _markdown([list(columns), *([cell(name, row) for cell in columns.values()] for name, row in rows.items())])
@@ -255,6 +258,13 @@ def _same_seeds(rows: dict[str, list[Record]]) -> bool:
 
 def _differ(records: list[Record], section: str, key: str) -> bool:
     return len({record.config[section][key] for record in records}) > 1
+
+
+def _begins_with(record: Record) -> str:
+    """The weights that a run began with, without the seed in their name; whether the backbone was frozen."""
+    model = record.config["model"]
+    weights = str(model.get("weights") or "fresh weights").removesuffix(f"-s{record.seed}")
+    return f"{weights}, frozen" if model.get("freeze_backbone") else weights
 
 
 def _forwards(record: Record) -> int:

@@ -417,6 +417,22 @@ def test_where_a_run_was_made_is_no_protocol(write):
     assert "| patch_swap " in reporting.report([write(record(), record("patch_swap", **changes))])
 
 
+def test_rows_may_begin_with_other_weights_each_seed_with_its_own(write):
+    def begun(weights: str | None, frozen: bool, variant: str | None) -> list:
+        changes = {"model.weights": weights, "model.freeze_backbone": frozen, "run.variant": variant}
+        names = [None if weights is None else f"{weights}-s{seed}" for seed in (0, 1)]
+        return [record(seed=seed, **{**changes, "model.weights": name}) for seed, name in enumerate(names)]
+
+    rows = [*begun(None, False, None), *begun("mixup", False, "from-mixup"), *begun("mixup", True, "frozen-mixup")]
+    table = reporting.report([write(*rows)])
+    cells = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| cross_entropy")}
+    assert "| begins with" in table and "| fresh weights" in cells["cross_entropy"]
+    assert "| mixup " in cells["cross_entropy-from-mixup"] and "| mixup, frozen" in cells["cross_entropy-frozen-mixup"]
+    other = [*rows[:2], record(seed=2, **{"model.weights": "cutmix-s2"})]
+    with pytest.raises(ValueError, match=r"ran with different settings, model\.weights"):
+        reporting.report([write(*other, folder="other")])
+
+
 def test_seeds_of_a_row_may_have_teachers_of_their_own_seed(write):
     taught = [record("kd", seed, **{"method.teacher": f"runs/cross_entropy-s{seed}"}) for seed in (0, 1)]
     assert "| kd " in reporting.report([write(*taught)])
