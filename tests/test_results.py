@@ -33,7 +33,7 @@ PUBLISHED = {
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
     "shapes-replicates/resnet8/96kpass": ("transfer/backbones", {}),
-    "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation", {}),
+    "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_tiny_patch16_224/24kpass": ("compare/shapes-vit-token4", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_small_patch8_224/24kpass": ("compare/shapes-vit-token8", {}),
     "shapes/resnet8/125ep": ("shapes", {"budget": {"epochs": 125}}),
