@@ -29,7 +29,7 @@ from psd.training import optim
 from psd.training.callbacks import Callback, Entry, OnEpoch
 from psd.training.config import BudgetConfig, Config, DataConfig, RunConfig
 from psd.training.folder import RunFolder
-from psd.training.given import Given, classes_of
+from psd.training.given import Given, check_learns, classes_of
 from psd.training.loop import Loop, Plan
 from psd.training.place import Place
 from psd.training.records import Record
@@ -151,6 +151,7 @@ def plan_of(config: Config, settings: dict[str, Any]) -> Plan:
     data, chosen = config.data, config.model
     train_data, test = load_data(data)
     task = tasks.find(config.task.name)
+    check_learns(task, config.method)
     names = classes_of(train_data, task)
     classes = len(names)
     torch.manual_seed(seed_for(config.run.seed, "weights"))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from psd import tasks
+from psd import methods, tasks
 from psd.checks import Refused, did_you_mean, refusing
 from psd.data.items import class_names
 from psd.data.loaders import loader
@@ -71,6 +71,7 @@ class Given:
         self.optimizer = _optimizer(optimizer)
         self.schedule = _schedule(schedule, self.optimizer)
         self.loading = _loading(loading or {})
+        check_learns(self.task, self.method)
         if self.task.learns != "label":  # read once, not by each who asks
             self.train, self.test, self.tune = (
                 d if d is None else as_scenes(d, self.task.learns) for d in (train, test, tune)
@@ -144,6 +145,16 @@ def of_targets(train: Any) -> str:
     """A fingerprint of the training labels in their order; of scenes, of which classes each shows."""
     known = train.present if isinstance(train, Scenes) else labels_of(train)
     return _digest(known.cpu().numpy().tobytes())
+
+
+def check_learns(task: Task, method: Method) -> None:
+    """ValueError where the method's loss cannot take the task's targets."""
+    if task.learns not in method.learns:
+        able = ", ".join(methods.learning(task.learns)) or "none"
+        raise Refused(
+            f"method {method.name} learns {', '.join(sorted(method.learns))}, the task {task.name} has {task.learns}; "
+            f"of psd's methods, these learn it: {able}"
+        )
 
 
 def classes_of(train: Any, task: Task, test: Any = None) -> tuple[str, ...]:

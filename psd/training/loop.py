@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from psd import methods
 from psd.checks import Refused
 from psd.data.batches import Batches, Share
 from psd.data.loaders import loader, measured
@@ -99,7 +98,6 @@ class Loop:
         self.test, self.tune = (
             d if d is None else measured(d, learns=plan.task.learns, **plan.measuring) for d in (plan.test, plan.tune)
         )
-        _check_learns(plan.task, plan.method)
         plan.method.setup(Setup(plan.classes, len(plan.train), load_model))
         if self.share.parts > 1 and plan.method.state_dict():
             raise Refused(
@@ -342,15 +340,6 @@ def _new_record(plan: Plan, place: Place) -> Record:
         versions=records.versions(),
         revision=records.revision(),
     )
-
-
-def _check_learns(task: Task, method: Method) -> None:
-    if task.learns not in method.learns:
-        able = ", ".join(methods.learning(task.learns)) or "none"
-        raise Refused(
-            f"method {method.name} learns {', '.join(sorted(method.learns))}, the task {task.name} has {task.learns}; "
-            f"of psd's methods, these learn it: {able}"
-        )
 
 
 @torch.no_grad()
