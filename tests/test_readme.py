@@ -70,7 +70,7 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
         run = config.from_dict(read_settings(options.config, options.settings))
         named = options.config.removeprefix("compare/").partition("/")[0]
         known = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **VIT}
-        named = "shapes" if options.config == "transfer/backbones" else known.get(named, named)
+        named = "shapes" if options.config.startswith("transfer/backbones") else known.get(named, named)
         assert run.data.name == options.settings.get("data.name", named)
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
