@@ -74,6 +74,7 @@ class BoxMeter:
         from torchmetrics.detection import MeanAveragePrecision
 
         metric = MeanAveragePrecision(class_metrics=True)
+        metric.warn_on_many_detections = False  # COCO counts the 100 surest of an image, and says nothing of the rest
         metric.update([{**p, "scores": p["scores"].float()} for p in self.predictions], self.targets)
         found = metric.compute()
         ap: list[float | None] = [None] * self.classes

@@ -87,6 +87,15 @@ def test_a_wrong_box_that_is_surer_halves_the_precision():
     assert meter.compute().map == pytest.approx(50)
 
 
+@pytest.mark.filterwarnings("error")
+def test_more_boxes_than_count_are_measured_without_a_warning():
+    boxes = torch.tensor([[0.0, 0, 10, 10]]) + 20 * torch.arange(120)[:, None]
+    found = {"boxes": boxes, "labels": torch.ones(120, dtype=torch.int64), "scores": torch.linspace(1, 0.1, 120)}
+    meter = tasks.find("detection").meter(2)
+    meter.update([found], [{"boxes": boxes[:1], "labels": torch.tensor([1])}])
+    assert meter.compute().map == pytest.approx(100)
+
+
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_an_output_of_another_kind_is_refused(task):
     with pytest.raises(ValueError, match="network"):
