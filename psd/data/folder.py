@@ -69,10 +69,13 @@ def load(
 
 
 def is_unsplit(path: Path) -> bool:
-    """Whether a folder holds class folders, and none of train, val and test."""
-    return (
-        path.is_dir() and not any((path / name).is_dir() for name in ("train", "val", "test")) and bool(_classes(path))
-    )
+    """Whether a folder holds class folders, and none of train, val and test. One of them that holds no folder is a class
+    among others: of trains, say."""
+    if not path.is_dir():
+        return False
+    names = _classes(path)
+    splits = names & {"train", "val", "test"}
+    return bool(names - splits) and not any(_classes(path / name) for name in splits)
 
 
 def _drawn_split(targets: Tensor, split: str, seed: int, names: Sequence[str], path: Path) -> Tensor:

@@ -184,6 +184,20 @@ def test_class_folders_alone_are_decoded_into_memory_too(unsplit):
     assert train.images[:, 0, 4, 4].tolist() == train.targets.tolist()
 
 
+def test_a_class_may_be_called_train(unsplit):
+    before = load(f"folder:{unsplit}").classes
+    (unsplit / sorted(before)[0]).rename(unsplit / "train")
+    assert load(f"folder:{unsplit}").classes == sorted({"train", *before} - {sorted(before)[0]})
+
+
+def test_images_in_train_itself_are_no_class(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "a.png")
+    with pytest.raises(ValueError, match="train must hold class folders"):
+        load(f"folder:{tmp_path}")
+
+
 def test_a_class_of_one_image_cannot_be_split(unsplit):
     (unsplit / "dog").mkdir()
     Image.new("RGB", (4, 4)).save(unsplit / "dog" / "only.png")
