@@ -43,10 +43,14 @@ def split(requirement: str) -> tuple[str, str]:
 
 def requirements(*extras: str) -> dict[str, str]:
     """Name -> bound, of the package and of these extras, without what only an older Python needs."""
-    lines = list(PROJECT["dependencies"])
-    for extra in extras:
-        lines += PROJECT["optional-dependencies"][extra]
-    return dict(split(line) for line in lines if ";" not in line and not line.startswith(PROJECT["name"]))
+    lines, others = list(PROJECT["dependencies"]), list(extras)
+    while others:
+        for line in PROJECT["optional-dependencies"][others.pop()]:
+            if line.startswith(PROJECT["name"]):  # name[extra,extra]
+                others += line.partition("[")[2].rstrip("]").split(",")
+            else:
+                lines.append(line)
+    return dict(split(line) for line in lines if ";" not in line)
 
 
 # -- metadata ------------------------------------------------------------------------------------------------
@@ -108,7 +112,9 @@ def test_wheel_holds_every_module_recipe_and_the_command(tmp_path):
 def test_conda_file_names_every_dependency_with_its_bound(path, extras):
     environment = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    conda = dict(split(line) for line in environment["dependencies"])
+    *listed, last = environment["dependencies"]  # the last: what conda-forge has not, by pip
+    assert listed.index("pip") and last.keys() == {"pip"}
+    conda = dict(split(line) for line in listed + last["pip"])
     for name, bound in requirements(*extras).items():
         found = [conda[alias] for alias in CONDA.get(name, (name,)) if alias in conda]
         assert found == [bound], f"{path}: {name}{bound}"
@@ -116,7 +122,7 @@ def test_conda_file_names_every_dependency_with_its_bound(path, extras):
 
 def test_binder_takes_the_cpu_build():
     environment = yaml.safe_load((ROOT / "binder/environment.yml").read_text(encoding="utf-8"))
-    names = {split(line)[0] for line in environment["dependencies"]}
+    names = {split(line)[0] for line in environment["dependencies"] if isinstance(line, str)}
     assert "pytorch-cpu" in names
     assert not [name for name in names if name == "pytorch" or re.search("gpu|cuda|nvidia", name)]
 

@@ -69,8 +69,8 @@ def load(
 
 
 def is_unsplit(path: Path) -> bool:
-    """Whether a folder holds class folders, and none of train, val and test. One of them that holds no folder is a class
-    among others: of trains, say."""
+    """Whether a folder holds class folders, and none of train, val and test. One of them without folders in it is a
+    class among others: of trains, say."""
     if not path.is_dir():
         return False
     names = _classes(path)
