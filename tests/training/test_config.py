@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from psd import methods
+from psd import methods, tasks
 from psd.training import config
 from psd.training.comparison import comparison
 from psd.training.config import (
@@ -123,6 +123,12 @@ def test_every_value_of_a_full_scale_recipe_has_its_source_or_reason_beside_it(n
 def test_the_baseline_of_a_recipe_differs_in_the_method_alone(name):
     ours, baseline = recipe(name), recipe(name.replace("patch_swap", "cross_entropy"))
     assert {d.partition(".")[0] for d in differences(ours.to_dict(), baseline.to_dict())} == {"method"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_trained_as_it_is(name):
+    made = recipe(name)
+    assert tasks.find(made.task.name).learns in made.method.learns
 
 
 SETTINGS = {  # what the recipes of a family have in common: data, optimiser, length
