@@ -67,7 +67,8 @@ def shortened(whole: Comparison) -> Comparison:
 
 
 def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: list[int] | None = None) -> Comparison:
-    """The comparison of a recipe's dict: its `compare` section's methods, then its own `method`; or those in `names`.
+    """The comparison of a recipe's dict: its `compare` section's methods, then its own `method` unless it
+    stands among them (by its name, without a variant); or those in `names`.
 
     A method in `names` takes the options it has in the recipe, else its defaults. `variant` among a method's options is
     its runs' `run.variant`, so that one method can stand there with several settings. `compare.budgets` is a list of
@@ -91,7 +92,11 @@ def comparison(values: dict[str, Any], names: list[str] | None = None, seeds: li
     budgets = section.get("budgets", [values["budget"]] if "budget" in values else [{"epochs": Config().budget.epochs}])
     if not isinstance(budgets, list) or not budgets or not all(isinstance(budget, dict) for budget in budgets):
         raise Refused(f"compare.budgets must be a list of mappings, such as [{{epochs: 200}}], got {budgets!r}")
-    chosen = [*listed, *([values["method"]] if "method" in values else [])]
+    chosen = list(listed)
+    if "method" in values and not any(
+        method["name"] == values["method"].get("name") and "variant" not in method for method in listed
+    ):
+        chosen.append(values["method"])
     if names is not None:
         chosen = [
             method
