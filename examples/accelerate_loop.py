@@ -1,6 +1,6 @@
 """Patch swap in a loop of Hugging Face Accelerate: the same lines on a CPU, a GPU or several.
 
-Needs: psd (which needs accelerate). On two CPU cores: about 10 seconds.
+Needs: psd (which needs accelerate). On two CPU cores: about 8 seconds.
 On several devices: accelerate launch accelerate_loop.py
 """
 

@@ -1,6 +1,6 @@
 """Fine-tune a network on a folder of class folders, PATH/<class>/*.jpg, with patch swap.
 
-Needs: psd, timm. On two CPU cores: about 20 seconds. Without PATH it draws a folder of its own;
+Needs: psd, timm. On two CPU cores: about 15 seconds. Without PATH it draws a folder of its own;
 without --weights default (which downloads) the network begins with fresh weights.
 """
 
