@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom, save their outputs, and note how long each took and how much memory.
 
     python notebooks/run.py                                    # all, solutions too (make notebooks-full)
-    python notebooks/run.py notebooks/03_losses.ipynb ...      # some
+    python notebooks/run.py notebooks/02_losses.ipynb ...      # some
 
 Seconds (the start of the kernel included) and the highest memory of the kernel and its workers go to timings.json, and
 from there into README's table.
