@@ -19,11 +19,21 @@ from psd.reporting.lengths import against_compute
 from psd.reporting.selection import BASELINE, by_method, differences, heading, primary, provenance, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
-from psd.reporting.style import Colour, direction, finding, label, palette, save, small_print
+from psd.reporting.style import Colour, described, direction, finding, label, palette, save, small_print
 from psd.tasks import Metric
 from psd.training.records import Record
 
-__all__ = ["against_compute", "comparison", "finding", "forest", "image_grid", "palette", "save", "show_image"]
+__all__ = [
+    "against_compute",
+    "comparison",
+    "described",
+    "finding",
+    "forest",
+    "image_grid",
+    "palette",
+    "save",
+    "show_image",
+]
 
 LEGEND = 8  # methods of a figure whose loss curves can be told apart by a legend; of more, the colours of the dots tell
 DOTS = ("top1", "ece")  # what `comparison` shows where it was measured; of other tasks, the first two metrics

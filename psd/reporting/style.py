@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from psd.checks import Refused
 from psd.reporting.selection import BASELINE, differences, primary, unit, values
 from psd.reporting.statistics import interval
 from psd.tasks import Metric
@@ -25,6 +28,33 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     figure.savefig(temporary, dpi=dpi)
     temporary.replace(path)
+
+
+class Described:
+    """A figure that a notebook shows with its description, for those who do not see it."""
+
+    def __init__(self, figure: Figure, alt: str, dpi: int):
+        self.figure, self.alt, self.dpi = figure, alt, dpi
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        written = io.BytesIO()
+        self.figure.savefig(written, format="png", dpi=self.dpi)
+        return written.getvalue(), {"alt": self.alt}
+
+
+def described(figure: Figure, alt: str, dpi: int = 90) -> Described:
+    """A figure and what is to be seen in it, to be named in a cell's last line or given to `display`.
+
+    Args:
+        figure: of matplotlib, or of pyplot, which then shows it no second time.
+        alt: what is to be seen, in words.
+        dpi: pixels an inch.
+    """
+    if not alt.strip():
+        raise Refused("alt must say what is to be seen, got an empty text")
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)
+    return Described(figure, alt, dpi)
 
 
 def palette(n: int) -> list[Colour]:
