@@ -6,7 +6,7 @@ import difflib
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -21,6 +21,14 @@ class Refused(ValueError):
 
     The command line prints it as one line. Any other error is a fault of the program, and shows its traceback.
     """
+
+
+def taken(known: Mapping[str, Any], name: str, new: Any) -> bool:
+    """Whether a name belongs to something else: not to `new` itself, nor to what an interactive cell, run once more,
+    defines again, which is of the same qualified name in `__main__`."""
+    old, cell = known.get(name), ("__main__", getattr(new, "__qualname__", None))
+    again = cell == (getattr(old, "__module__", None), getattr(old, "__qualname__", None))
+    return old is not new and not (again and new.__module__ == "__main__")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from psd.checks import Refused, did_you_mean
+from psd.checks import Refused, did_you_mean, taken
 from psd.data.images import ImageData, MissingData
 
 Load = Callable[..., Any]
@@ -156,7 +156,7 @@ def register(name: str, load: Load) -> Load:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise Refused(f"data.name is part of a file name: letters, digits, '.-_' only, got {name!r}")
-    if name in names() and _REGISTERED.get(name) is not load:
+    if name in names() and taken(_REGISTERED, name, load):
         raise Refused(f"data.name {name!r} is taken; known: {', '.join(names())}")
     try:
         inspect.signature(load).bind(Path(), "train")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from psd import swap  # not its names: `patch_swap` is a method's module here
-from psd.checks import Refused, did_you_mean, plain, refusing
+from psd.checks import Refused, did_you_mean, plain, refusing, taken
 from psd.losses import LossTerms
 
 NEEDS = ("partner", "view", "previous", "raw", "other")
@@ -169,7 +169,7 @@ def register(method: type[Method]) -> type[Method]:
     if not (isinstance(method, type) and issubclass(method, Method) and is_dataclass(method)):
         raise Refused(f"method must be a dataclass derived from psd.methods.Method, got {method!r}")
     name = name_of(method)
-    if name in names() and _REGISTERED.get(name) is not method:
+    if name in names() and taken(_REGISTERED, name, method):
         raise Refused(f"method.name {name!r} is taken; known: {', '.join(names())}")
     _REGISTERED[name] = method
     return method

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from psd.checks import Refused
+from psd.checks import Refused, taken
 from psd.features import classifier, features_and_logits
 from psd.models import detection, libraries, segmentation
 from psd.models.backbone import Backbone
@@ -135,7 +135,7 @@ def register(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Mod
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise Refused(f"model.name is part of a file name: letters, digits, '.-_' only, got {name!r}")
-    if name in names() and _REGISTERED.get(name) is not build:
+    if name in names() and taken(_REGISTERED, name, build):
         raise Refused(f"model.name {name!r} is taken; known: {', '.join(names())}")
     if isinstance(build, nn.Module):
         raise Refused(

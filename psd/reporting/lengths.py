@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 
 from psd.checks import Refused, did_you_mean
-from psd.reporting.selection import BASELINE, curves, differences, near, provenance, unit, values
+from psd.reporting.selection import BASELINE, curves, differences, near, provenance, repeats, unit, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
 from psd.reporting.style import Colour, direction, finding, label, palette, small_print
@@ -81,7 +81,7 @@ def against_compute(
     figure.suptitle(f"{title}\n{records[0].data}, {records[0].model}, {where}", fontsize="medium")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
-    runs = "replicates" if records[0].config["data"].get("replicate") else "seeds"
+    runs = repeats(records)
     sizes = sorted({len(row) for points in lines.values() for row in points.values()})
     number = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     said = f"Mean and 95% t-interval over {number} {runs}, differences paired. "

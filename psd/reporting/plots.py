@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter
 from psd.checks import Refused
 from psd.reporting.images import image_grid, show_image
 from psd.reporting.lengths import against_compute
-from psd.reporting.selection import BASELINE, by_method, differences, heading, primary, provenance, values
+from psd.reporting.selection import BASELINE, by_method, differences, heading, primary, provenance, repeats, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
 from psd.reporting.style import Colour, described, direction, finding, label, palette, save, small_print
@@ -113,7 +113,7 @@ def forest(records: Sequence[Record], other: str = BASELINE) -> Figure:
     ax.set_ylim(len(found) - 0.5, -0.5)
     above = "below" if sign < 0 else "above"
     minus = above if metric.unit == "%" else "minus that of"
-    ax.set_xlabel(f"{label(metric, difference=True)} {minus} {other},\nmean and 95% interval over seeds")
+    ax.set_xlabel(f"{label(metric, difference=True)} {minus} {other},\nmean and 95% interval over {repeats(records)}")
     ax.grid(axis="x", alpha=0.3)
     many = f"{clear} of {len(found)} methods are {above} {other} with a difference apart from zero"
     figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")

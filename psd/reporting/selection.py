@@ -216,6 +216,11 @@ def _check_rows(records: list[Record], at_any_budget: bool = False) -> None:
                 )
 
 
+def repeats(records: Iterable[Record]) -> str:
+    """What intervals over these records cover: "replicates", each with images of its own, or "seeds"."""
+    return "replicates" if all(record.config["data"].get("replicate") for record in records) else "seeds"
+
+
 def _without_seed(record: Record) -> dict[str, Any]:
     """A record's settings without its seed, which stands in the names of a teacher and of weights of the same seed, and
     is that of a replicate's images; and without its device, which `provenance` tells of."""

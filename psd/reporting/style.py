@@ -18,7 +18,7 @@ from psd.training.records import Record
 Colour = tuple[float, float, float]
 
 AHEAD = {"higher": "above", "lower": "below", "zero": "nearer zero than"}
-SMALL = 7.5  # points, of the small print under a figure
+SMALL = 8.5  # points, of the small print under a figure
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:

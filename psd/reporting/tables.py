@@ -26,6 +26,7 @@ from psd.reporting.selection import (
     primary,
     protocols,
     provenance,
+    repeats,
     steps,
     unit,
     values,
@@ -209,9 +210,10 @@ def _caption(records: list[Record]) -> str:
     )
 
 
-def _seeds(records: Iterable[Record]) -> str:
+def _seeds(records: Sequence[Record]) -> str:
     seeds = sorted({record.seed for record in records})
-    what = "Mean ± half of the 95% t-interval over seeds" if len(seeds) > 1 else "Seed"
+    over = repeats(records)
+    what = f"Mean ± half of the 95% t-interval over {over}" if len(seeds) > 1 else over.capitalize().removesuffix("s")
     return f"{what} {', '.join(map(str, seeds))}"
 
 

@@ -206,6 +206,19 @@ def test_a_taken_name_is_refused_with_those_there_are(name):
 
 
 @pytest.mark.usefixtures("registered")
+def test_a_notebook_s_cell_that_runs_twice_replaces_what_it_registered():
+    cell = "def load(root, split): ..."
+    first, again = {"__name__": "__main__"}, {"__name__": "__main__"}
+    exec(cell, first)
+    exec(cell, again)
+    data.register("mine", first["load"])
+    assert data.register("mine", again["load"]) is again["load"]
+    exec("def other(root, split): ...", again)
+    with pytest.raises(ValueError, match=r"data\.name 'mine' is taken"):
+        data.register("mine", again["other"])
+
+
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("name", ["a/b", "..", "", "folder:x", None])
 def test_a_name_that_cannot_be_part_of_a_record_s_path_is_refused(name):
     with pytest.raises(ValueError, match=f"data.name is part of a file name: .*got {name!r}"):

@@ -101,6 +101,12 @@ def test_the_difference_has_the_interval_of_the_paired_differences(write):
     assert rows["cross_entropy"]["Δ cross_entropy"] == ""
 
 
+def test_what_an_interval_covers_is_said_replicates_with_images_of_their_own_or_seeds(write):
+    drawn = [record(seed=s, top1=50.0 + s, **{"data.replicate": True, "data.seed": s}) for s in (1, 2)]
+    assert "t-interval over replicates 1, 2;" in reporting.report([write(*drawn)])
+    assert "t-interval over seeds 0, 1;" in reporting.report([write(*seeds("cross_entropy", 50, 51))])
+
+
 def test_a_loss_shows_its_sign(write):
     folder = write(record(top1=50.0), record("patch_swap", top1=48.5))
     assert cells(reporting.report([folder]))["patch_swap"]["Δ cross_entropy"] == "-1.50"
