@@ -30,6 +30,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 import psd
@@ -142,7 +143,14 @@ def dogs(options: argparse.Namespace) -> None:
         masks = [torch.Generator().manual_seed(seed) for seed in range(MASKS)]
         swapped = zip(*(psd.patch_swap(a, b, size, generator=mask) for mask in masks), strict=True)
         pairs[str(size)] = {key: p_dog(torch.cat(x)) for key, x in zip(("p_a", "p_b"), swapped, strict=True)}
-    said = {"on": "dogs", "network": f"{name}, trained on ImageNet", "pairs": pairs}
+    with torch.no_grad():
+        best, classes = network(torch.cat([a, b])).softmax(1).topk(5)
+    names = ImageNetInfo()
+    breeds = [[names.index_to_description(int(k)).partition(",")[0] for k in row] for row in classes]
+    top = [
+        [[breed, round(float(p), 4)] for breed, p in zip(*row, strict=True)] for row in zip(breeds, best, strict=True)
+    ]
+    said = {"on": "dogs", "network": f"{name}, trained on ImageNet", "pairs": pairs, "top": top}
     (options.out / "said.json").write_text(json.dumps(said) + "\n")
 
 

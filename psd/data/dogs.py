@@ -34,7 +34,8 @@ def said() -> dict[str, Any]:
     Returns:
         `network`, its name, and `pairs`, a mapping from "whole" and from each patch size ("8" to "112", in pixels) to
         `p_a` and `p_b`: P(dog) of each image, the sum over ImageNet's 118 breeds, with an entry for each mask. That of
-        index k is `psd.patch_mask(1, grid, generator=torch.Generator().manual_seed(k))`.
+        index k is `psd.patch_mask(1, grid, generator=torch.Generator().manual_seed(k))`. And `top`, the five
+        likeliest of ImageNet's classes, with their probabilities, for each of the two whole images.
     """
     found: dict[str, Any] = json.loads((FOLDER / "said.json").read_text())
     return found

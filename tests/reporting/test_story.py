@@ -19,6 +19,8 @@ def test_the_two_dogs_are_there_with_what_a_network_says_of_each_swap():
     pairs = dogs.said()["pairs"]
     assert [len(pairs[size]["p_a"]) for size in ("whole", "8", "16", "32", "56", "112")] == [1, 24, 24, 24, 24, 24]
     assert all(0 <= p <= 1 for row in pairs.values() for side in row.values() for p in side)
+    for row in dogs.said()["top"]:
+        assert len(row) == 5 and sorted((p for _, p in row), reverse=True) == [p for _, p in row]
 
 
 def test_the_mask_of_a_seed_is_the_one_that_the_swap_draws():
