@@ -67,7 +67,9 @@ class Composition(NamedTuple):
     background: Tensor  # (N, 3, 4, 4): colours on a coarse grid
 
 
-def draw(count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tuple(range(16))) -> Shapes:
+def draw(
+    count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tuple(range(16)), *, noise: float = 0.08
+) -> Shapes:
     """Draw `count` images of `size` x `size` pixels.
 
     Image i is a function of (seed, size, i, classes): it does not depend on `count`. Its composition does not
@@ -80,6 +82,7 @@ def draw(count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tup
         seed: any integer.
         classes: which of the 16 classes to draw; image i has target i mod len(classes) and shows
             the code word of class `classes[target]`.
+        noise: standard deviation of the pixel noise, for pixels in [0, 1]; 0 for pictures to be looked at.
 
     Raises:
         ValueError: naming the argument and its value.
@@ -93,13 +96,14 @@ def draw(count: int, size: int = 32, seed: int = 0, classes: Sequence[int] = tup
         raise Refused(f"size must be at least 16 pixels, for the parts to be told apart, got {size}")
     if not classes or min(classes) < 0 or max(classes) >= len(CODES):
         raise Refused(f"classes must be numbers from 0 to {len(CODES) - 1}, at least one, got {list(classes)}")
+    if not 0 <= noise <= 1:
+        raise Refused(f"noise must be >= 0 and <= 1, got {noise}")
     chunks = []
     for start in range(0, count, CHUNK):
         targets = torch.arange(start, start + CHUNK) % len(classes)
         generator = generator_for(seed, "shapes", start // CHUNK)
         scene = compose(torch.tensor([CODES[c] for c in classes])[targets], generator)
-        noise = torch.randn(CHUNK, 3, size, size, generator=generator)
-        images, masks = _render(scene, noise)
+        images, masks = _render(scene, noise * torch.randn(CHUNK, 3, size, size, generator=generator))
         n = min(CHUNK, count - start)
         chunks.append(Shapes(images[:n], targets[:n], boxes_around(masks[:n]), masks[:n]))
     return Shapes(*(torch.cat(part) for part in zip(*chunks, strict=True)))
@@ -132,13 +136,13 @@ def compose(code: Tensor, generator: torch.Generator) -> Composition:
 
 
 def _render(scene: Composition, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Images uint8 and the visible parts' masks bool, both (N, 3, S, S) like the unit noise."""
+    """Images uint8 and the visible parts' masks bool, both (N, 3, S, S) like the noise."""
     size = noise.shape[-1]
     pixel = 2 / size
     axis = (torch.arange(size) + 0.5) * pixel - 1  # the pixels' centres
     images = F.interpolate(scene.background, size=(size, size), mode="bicubic").clamp_(0, 1)
     images, cover = painted(images, scene, axis, axis, pixel)
-    images = (images + 0.08 * noise).clamp_(0, 1)
+    images = (images + noise).clamp_(0, 1)
     return (images * 255).round_().to(torch.uint8), part_masks(cover)
 
 

@@ -61,6 +61,13 @@ def test_drawing_leaves_torchs_own_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_without_noise_the_same_drawing_is_smooth():
+    noisy, clean = (shapes.draw(8, size=64, seed=3, noise=noise) for noise in (0.08, 0))
+    assert torch.equal(noisy.masks, clean.masks)
+    difference = (noisy.images.float() - clean.images.float()) / 255
+    assert 0.06 < difference.std() < 0.08  # a little less than it was, where pixels are cut at black and white
+
+
 def test_the_composition_does_not_depend_on_the_size(large):
     small = shapes.draw(128, size=32, seed=5)
     assert torch.equal(small.targets, large.targets)
@@ -142,6 +149,7 @@ def test_mean_and_std_are_those_of_the_images():
         ({"count": 1, "size": 15}, "size must be at least 16 pixels.*got 15"),
         ({"count": 1, "classes": [3, 16]}, r"classes must be numbers from 0 to 15.*\[3, 16\]"),
         ({"count": 1, "classes": []}, r"at least one, got \[\]"),
+        ({"count": 1, "noise": -0.1}, "noise must be >= 0 and <= 1, got -0.1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
