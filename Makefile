@@ -18,7 +18,7 @@ ifneq ($(shell test -e $(STAMP) && $(PY) -I -c '$(USABLE)' 2>/dev/null && echo u
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebooks notebooks-full lab lint clean
+.PHONY: help demo test notebooks notebooks-full lab site lint clean
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -39,6 +39,9 @@ notebooks-full: $(STAMP) ## Run the notebooks in full, save their outputs, note 
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab (as root: make lab LAB_OPTIONS=--allow-root)
 	$(PY) -m jupyterlab --notebook-dir=notebooks $(LAB_OPTIONS)
+
+site: $(STAMP) ## Build the web site into build/site, from the committed pages and outputs
+	$(PY) -m sphinx -q -W -E -b html -c docs . build/site
 
 lint: $(STAMP) ## Check style, format and types
 	$(PY) -m ruff check .

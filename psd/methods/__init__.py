@@ -103,12 +103,13 @@ class Step:
 class Method:
     """Base of all methods.
 
-    needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the batch
-        before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another class): what the
-        batch must hold. Sample indices are always there.
-    passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
-    learns: the targets that its loss can take: of "label" (one class an image), "mask" (a class a pixel) and whatever
-        else a task's `learns` may be.
+    Attributes:
+        needs: of "partner" (another image of each anchor's class), "view" (a second augmentation), "previous" (the
+            batch before, augmented anew), "raw" (the pairs before augmentation) and "other" (an image of another
+            class): what the batch must hold. Sample indices are always there.
+        passes_per_anchor: images that go through a training forward for one anchor, a teacher's forwards included.
+        learns: the targets that its loss can take: of "label" (one class an image), "mask" (a class a pixel) and
+            whatever else a task's `learns` may be.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # an instance may need more, by its options
