@@ -60,7 +60,8 @@ def test_one_version_everywhere():
     import psd
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert PROJECT["version"] == psd.__version__ == citation["version"]
+    assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]  # of psd.__version__
+    assert psd.__version__ == citation["version"]
 
 
 def test_torch_has_lower_bounds_only():
@@ -345,16 +346,31 @@ def test_ci_keeps_the_real_data_it_is_given(tmp_path):
     assert ci_run(tmp_path, PSD_DATA="mine")[1] == ["lint checkout mine", "test checkout mine"]
 
 
-def test_workflow_runs_the_same_on_the_tested_pythons_and_the_tests_on_the_oldest():
-    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
-    tested, oldest = workflow["jobs"]["tested-versions"], workflow["jobs"]["without-constraints"]
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def test_workflow_runs_the_same_on_the_tested_pythons_and_the_tests_on_the_oldest_and_on_other_systems():
+    tested, package = (WORKFLOWS["ci.yml"]["jobs"][name] for name in ("tested-versions", "package"))
     assert tested["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert "bash .ci/run" in [step.get("run") for step in tested["steps"]]
-    python = next(step["with"]["python-version"] for step in oldest["steps"] if "setup-python" in step.get("uses", ""))
-    assert PROJECT["requires-python"] == f">={python}"
-    commands = [step["run"] for step in oldest["steps"] if "run" in step]
+    machines = package["strategy"]["matrix"]["include"]
+    oldest = next(machine for machine in machines if machine["resolution"] == "lowest-direct")
+    assert PROJECT["requires-python"] == f">={oldest['python']}"
+    assert {machine["os"].partition("-")[0] for machine in machines} == {"ubuntu", "macos", "windows"}
+    commands = [step["run"] for step in package["steps"] if "run" in step]
     assert any("pytest tests" in command for command in commands)
     assert not any("constraints" in command for command in commands)
+
+
+@pytest.mark.parametrize("name", sorted(WORKFLOWS))
+def test_workflow_pins_actions_by_hash_and_asks_for_no_more_than_it_needs(name):
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in used)
+    checkouts = [step for step in steps if "actions/checkout@" in step.get("uses", "")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
 # -- git -----------------------------------------------------------------------------------------------------

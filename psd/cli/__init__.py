@@ -242,6 +242,12 @@ def _data(options: argparse.Namespace) -> None:
         raise Refused(f"ACTION {options.action!r} is neither get nor check{near}")
 
 
+def _env(options: argparse.Namespace) -> None:
+    from psd.cli.environment import describe
+
+    print(describe())
+
+
 # --- arguments
 
 
@@ -432,6 +438,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     data.add_argument(
         "--root", metavar="PATH", type=_path, help="folder of the data sets (default: PSD_DATA, else ./data)"
     )
+    add("env", _env, "Print versions, machine and data, as an issue asks for them.", "psd env")
     return parser, dict(commands.choices)
 
 

@@ -179,8 +179,17 @@ def test_the_settings_in_the_help_of_overrides_are_settings(run):
 
 def test_no_command_names_the_commands(run):
     assert_refused(
-        run(), "COMMAND is missing: demo, train, compare, evaluate, export, bench, report, data", "psd --help"
+        run(), "COMMAND is missing: demo, train, compare, evaluate, export, bench, report, data, env", "psd --help"
     )
+
+
+def test_env_says_what_an_issue_asks_for_and_no_path(run):
+    done = run("env")
+    assert done.code == 0
+    told = dict(line.split(": ", 1) for line in done.out.splitlines())
+    assert told["torch"] == torch.__version__.partition("+")[0] and told["devices"].endswith("cpu")
+    assert {"python", "system", "cores", "revision", "data shapes", "data cifar100 train"} <= told.keys()
+    assert str(Path.home()) not in done.out and str(Path.cwd()) not in done.out
 
 
 def test_the_help_of_train_lists_every_setting_with_its_default(run):
