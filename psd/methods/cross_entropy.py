@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CrossEntropy(Method):
     """Loss: CE(z, y). Cost: 1 forward, 1 backward. Memory: none. Needs: nothing. Source: the usual one."""
 

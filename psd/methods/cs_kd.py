@@ -14,7 +14,7 @@ from psd.losses import LossTerms, softened_kl
 from psd.methods import Batch, Method, Progress, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CsKd(Method):
     """Class-wise self-knowledge distillation. temperature T > 0, weight w >= 0.
 

@@ -12,7 +12,7 @@ from psd.checks import Refused, check_settings
 from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CutMix(Method):
     """alpha: both parameters of the Beta distribution of the area that is kept. p: probability that a batch is mixed.
 

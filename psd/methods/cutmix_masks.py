@@ -14,7 +14,7 @@ from psd.checks import Refused, check_settings
 from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CutMixMasks(Method):
     """alpha: both parameters of the Beta distribution of the area that is kept. p: probability that a batch is mixed.
 

@@ -15,7 +15,7 @@ from psd.losses import LossTerms, softened_kl
 from psd.methods import Batch, Method, Progress, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ddgsd(Method):
     """Data-distortion guided self-distillation. temperature T > 0, weight w >= 0, feature_weight v >= 0.
 

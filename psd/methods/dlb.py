@@ -14,7 +14,7 @@ from psd.losses import LossTerms, softened_kl
 from psd.methods import Batch, Method, Progress, Setup, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Dlb(Method):
     """Self-distillation from the last mini-batch. temperature T > 0, weight w >= 0.
 

@@ -14,7 +14,7 @@ from psd.losses import LossTerms, softened_kl
 from psd.methods import Batch, Method, Progress, Setup, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Kd(Method):
     """teacher: folder of a finished run, or its model.safetensors. share: a in [0, 1]; temperature T > 0.
 

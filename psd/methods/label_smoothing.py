@@ -12,7 +12,7 @@ from psd.checks import check_settings
 from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LabelSmoothing(Method):
     """smoothing: e in [0, 1], the share of the target spread over all classes.
 

@@ -8,7 +8,7 @@ from psd.methods import Setup
 from psd.methods.cutmix import CutMix
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Mixup(CutMix):
     """alpha: both parameters of the Beta distribution of the weight l. p: probability that a batch is mixed.
 

@@ -11,7 +11,7 @@ from torch import nn
 from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OwnLoss(Method):
     """Loss: the sum of what `model(images, targets)` gives: a dict of scalars, or one scalar.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from psd.methods import Batch, Method, Progress, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PairCrossEntropy(Method):
     """Loss: 1/2 [CE(z_a, y) + CE(z_b, y)].
 

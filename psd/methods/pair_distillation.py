@@ -13,7 +13,7 @@ from psd.losses import CrossEntropy, Direction, FeatureDistance, SelfDistillatio
 from psd.methods import Batch, Method, Progress, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PairDistillation(Method):
     """Options as in `psd.SelfDistillationLoss`.
 

@@ -12,7 +12,7 @@ from psd.methods.cutmix import CutMix
 from psd.methods.patch_swap import PatchSwap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PatchSwapCutMix(PatchSwap):
     """alpha, cutmix_p: as alpha and p in cutmix; the rest as in patch_swap.
 
@@ -26,7 +26,7 @@ class PatchSwapCutMix(PatchSwap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._cutmix = CutMix(self.alpha, self.cutmix_p)
+        self._cutmix = CutMix(alpha=self.alpha, p=self.cutmix_p)
 
     def setup(self, setup: Setup) -> None:
         self._cutmix.setup(setup)

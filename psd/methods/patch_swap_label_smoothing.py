@@ -12,7 +12,7 @@ from psd.methods import Batch, Progress, Setup
 from psd.methods.patch_swap import PatchSwap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PatchSwapLabelSmoothing(PatchSwap):
     """smoothing: e in [0, 1]; the rest as in patch_swap.
 

@@ -14,7 +14,7 @@ from psd.losses import check_probabilities
 from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PsKd(Method):
     """Progressive self-knowledge distillation. share: a in [0, 1], the weight of the old prediction at the end.
 

@@ -12,7 +12,7 @@ from psd.checks import Refused, check_settings
 from psd.methods import Batch, Method, Progress, Setup, Step, single_terms
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RandomErasing(Method):
     """p: probability of each image. smallest, largest: share of the image's area. aspect: sides from 1 : aspect to
     aspect : 1. A square of a fixed size (Cutout, but never cut by the border) is smallest = largest and aspect = 1.

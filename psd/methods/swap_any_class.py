@@ -14,7 +14,7 @@ from psd.methods.swap_cross_entropy import SwapCrossEntropy
 from psd.swap import patch_swap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwapAnyClass(SwapCrossEntropy):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`.
 

@@ -16,7 +16,7 @@ from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio, patch_swap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwapConsistency(Method):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`; temperature, weight, detach: as in
     `psd.SelfDistillationLoss`.

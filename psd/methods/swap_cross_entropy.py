@@ -12,7 +12,7 @@ from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio, patch_swap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwapCrossEntropy(PairCrossEntropy):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`.
 

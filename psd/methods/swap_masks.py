@@ -14,7 +14,7 @@ from psd.swap import PatchSwap as Swap
 from psd.swap import Ratio, patch_swap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SwapMasks(Method):
     """patch_size (pixels), p, ratio: as in `psd.patch_swap`; p 0 is cross-entropy on the same pairs.
 

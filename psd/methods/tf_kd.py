@@ -13,7 +13,7 @@ from psd.losses import LossTerms
 from psd.methods import Batch, Method, Progress, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TfKd(Method):
     """Teacher-free knowledge distillation. share: a in [0, 1]; temperature T > 0; multiplier >= 0; correct: u's
     probability of the label, in (0, 1).

@@ -13,7 +13,7 @@ from psd.losses import LossTerms
 from psd.methods import Batch, Method, Progress, Setup, Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ZipfLabelSmoothing(Method):
     """weight: w >= 0. power: s > 0 of the law, probability of rank r proportional to r^-s.
 

@@ -177,6 +177,12 @@ def test_a_method_s_docstring_is_its_card(name):
     assert all(f"{what}: " in card for what in ("Loss", "Cost", "Memory", "Needs", "Source"))
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_settings_are_given_by_name(name):  # PatchSwap(16) would set the field that happens to be first
+    with pytest.raises(TypeError, match="positional"):
+        methods.find(name)(16)
+
+
 def test_the_methods_are_the_files_of_their_folder():
     expected = "cross_entropy cutmix label_smoothing pair_cross_entropy pair_distillation patch_swap"
     assert {*expected.split(), "swap_cross_entropy"} <= set(ALL) and sorted(ALL) == ALL
