@@ -119,7 +119,7 @@ def test_the_five_lines_run_and_train_a_network():
 
 def test_the_site_opens_with_the_same_lines_and_picture():
     assert CODE["docs/index.md"] == CODE["README.md"]
-    assert "(../results/swapped_pair.png)" in PAGES["docs/index.md"]
+    assert "(static/dogs.svg)" in PAGES["docs/index.md"] and "(docs/static/dogs.svg)" in TEXT
 
 
 @pytest.mark.parametrize("page", [page for page in DOCS if CODE[page] and page != "docs/index.md"])
@@ -133,11 +133,13 @@ def test_readme_can_be_read_to_its_end():
     assert len(TEXT.splitlines()) <= 140
 
 
-def test_its_picture_is_the_one_of_the_first_notebook():
+def test_its_pictures_are_those_of_the_first_notebook():
     notebook = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
     outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
     pictures = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
     assert (ROOT / "results" / "swapped_pair.png").read_bytes() == pictures[1]
+    (moving,) = (data["image/svg+xml"] for data in outputs if "image/svg+xml" in data)
+    assert (ROOT / "docs" / "static" / "dogs.svg").read_text(encoding="utf-8") == "".join(moving)
 
 
 def test_the_versions_it_names_are_those_of_the_metadata():
