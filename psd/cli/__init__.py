@@ -200,6 +200,13 @@ def _export(options: argparse.Namespace) -> None:
     print(made if options.output else made.relative_to(Path.cwd()) if made.is_relative_to(Path.cwd()) else made)
 
 
+def _push(options: argparse.Namespace) -> None:
+    from psd.training.hub import push
+
+    run = options.run_path.resolve()
+    print(push(run.with_name(run.name.removesuffix(".json")), options.repository, private=options.private))
+
+
 def _bench(options: argparse.Namespace) -> None:
     from psd.training import bench
 
@@ -390,6 +397,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "--normalised", action="store_true", help="the network takes normalised float32 images instead of uint8 pixels"
     )
     export.add_argument("--overwrite", action="store_true", help="let the file take the place of another")
+
+    push = add(
+        "push",
+        _push,
+        "Put a trained network on the Hugging Face hub, with a model card written from its record.",
+        f"psd push runs/{config.recipe('shapes').name} me/my-network",
+    )
+    push.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    push.add_argument("repository", metavar="OWNER/NAME", help="model repository, made if it is not there")
+    push.add_argument("--private", action="store_true", help="nobody else sees a repository that is made")
 
     bench = add(
         "bench",

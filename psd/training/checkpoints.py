@@ -85,11 +85,18 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
 def load_model(path: str | Path) -> nn.Module:
     """The trained network of a run's folder or of its `model.safetensors`, in eval mode on the CPU.
 
+    "hub:OWNER/NAME" is one that `psd push` has put on the Hugging Face hub, "hub:OWNER/NAME@REVISION" one of its
+    versions; weights are read as safetensors, so nothing of what was fetched is executed.
+
     Raises:
         ValueError: naming the path where there is no such file, or it is not one of ours, or of another model.
     """
     from safetensors import safe_open
 
+    if isinstance(path, str) and path.startswith("hub:"):
+        from psd.training.hub import fetch
+
+        path = fetch(path.removeprefix("hub:"))
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():

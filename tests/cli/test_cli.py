@@ -179,7 +179,9 @@ def test_the_settings_in_the_help_of_overrides_are_settings(run):
 
 def test_no_command_names_the_commands(run):
     assert_refused(
-        run(), "COMMAND is missing: demo, train, compare, evaluate, export, bench, report, data, env", "psd --help"
+        run(),
+        "COMMAND is missing: demo, train, compare, evaluate, export, push, bench, report, data, env",
+        "psd --help",
     )
 
 
