@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import runpy
@@ -69,6 +70,19 @@ def test_it_ended_without_an_error_and_without_a_warning(path):
 def test_it_shows_something(path):
     kinds = [kind for cell in code_cells(path) for output in cell.outputs for kind in output.get("data", {})]
     assert "image/png" in kinds
+
+
+@every
+def test_every_figure_says_what_it_shows(path):  # to screen readers, in JupyterLab and on the site
+    figures = [output for cell in code_cells(path) for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert all(output.metadata.get("image/png", {}).get("alt") for output in figures)
+
+
+@every
+def test_headings_go_down_one_level_at_a_time(path):
+    text = re.sub(r"```.*?```", "", markdown(path), flags=re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels[0] == 1 and all(below <= above + 1 for above, below in itertools.pairwise(levels))
 
 
 @every
