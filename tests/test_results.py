@@ -45,6 +45,12 @@ PUBLISHED = {
     ),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_tiny_patch16_224/24kpass": ("compare/shapes-vit-token4", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_small_patch8_224/24kpass": ("compare/shapes-vit-token8", {}),
+    "shapes/resnet8/192kpass": (
+        "shapes",
+        {"budget": {"image_passes": 192_000}, "data": {"batch_size": 128}},
+        ["cross_entropy"],
+        [0, 1, 2],
+    ),
     "shapes/resnet8/125ep": ("shapes", {"budget": {"epochs": 125}}),
     "cifar100-small-per_class25/resnet14/200kpass": (
         "cifar100-small",
