@@ -17,7 +17,8 @@ from psd.training.records import Record
 
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
-APART = ("dense", "final")  # comparisons with a folder of results of their own, whose first row is another comparison's too
+# Comparisons with a folder of results of their own, whose first row is another comparison's too.
+APART = ("dense", "final")
 
 # What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if
 # not all.
