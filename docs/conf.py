@@ -91,8 +91,6 @@ html_theme_options = {
 }
 
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
-
-
 BADGES = re.compile(r"^\[!\[(Open in Colab|Launch on Binder)\].*\n?", re.MULTILINE)
 
 
@@ -138,10 +136,8 @@ def prepare_notebook(app: Sphinx, name: str, source: list[str]) -> None:
         if any(told):
             cell["metadata"]["mystnb"] = {"image": {"alt": next(filter(None, told))}}
     notebook["metadata"].pop("widgets", None)
-    notebook["metadata"]["language_info"] = {
-        "name": "python",
-        "pygments_lexer": "ipython3",
-    }  # %pip and !git are cells too
+    # ipython3, as %pip and !git stand in cells
+    notebook["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     source[0] = json.dumps(notebook)
 
 

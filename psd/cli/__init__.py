@@ -171,8 +171,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from psd.training.fit import load_data, load_tune
     from psd.training.records import Record
 
-    file = options.run_path.resolve()
-    folder = file.with_name(file.name.removesuffix(".json"))
+    folder = options.run_folder
     model = load_model(folder)
     record = Record.read(folder.with_name(f"{folder.name}.json"))
     data = config.from_dict({"data": {**record.config.get("data", {}), "root": options.root}}).data
@@ -193,8 +192,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from psd.training.export import ENDINGS, export
 
-    run = options.run_path.resolve()
-    run = run.with_name(run.name.removesuffix(".json"))
+    run = options.run_folder
     file = options.output or run / f"exported{ENDINGS[options.format]}"
     made = export(run, file, options.format, pixels=not options.normalised, overwrite=options.overwrite)
     print(made if options.output else made.relative_to(Path.cwd()) if made.is_relative_to(Path.cwd()) else made)
@@ -203,8 +201,7 @@ def _export(options: argparse.Namespace) -> None:
 def _push(options: argparse.Namespace) -> None:
     from psd.training.hub import push
 
-    run = options.run_path.resolve()
-    print(push(run.with_name(run.name.removesuffix(".json")), options.repository, private=options.private))
+    print(push(options.run_folder, options.repository, private=options.private))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -330,6 +327,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         sub.set_defaults(run=run, remedy=remedy)
         return sub
 
+    def of_run(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("run_folder", metavar="RUN", type=_run_folder, help="folder of a finished run, or its record")
+
     demo = add("demo", _demo, "See patch swap and cross-entropy on the embedded data, in minutes.", "psd demo", GO_ON)
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to train (default: 0)")
 
@@ -376,7 +376,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "Measure a trained network on its test images.",
         f"psd evaluate runs/{config.recipe('shapes').name}",
     )
-    evaluate.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    of_run(evaluate)
     evaluate.add_argument("--data.root", dest="root", metavar="PATH", type=at_home, help="folder of the data sets")
 
     export = add(
@@ -385,7 +385,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "Write a trained network into a file that other programs read.",
         f"psd export runs/{config.recipe('shapes').name} --format onnx",
     )
-    export.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    of_run(export)
     export.add_argument(
         "--format",
         choices=("safetensors", "onnx", "torch_export"),
@@ -404,7 +404,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         "Put a trained network on the Hugging Face hub, with a model card written from its record.",
         f"psd push runs/{config.recipe('shapes').name} me/my-network",
     )
-    push.add_argument("run_path", metavar="RUN", type=_path, help="folder of a finished run, or its record")
+    of_run(push)
     push.add_argument("repository", metavar="OWNER/NAME", help="model repository, made if it is not there")
     push.add_argument("--private", action="store_true", help="nobody else sees a repository that is made")
 
@@ -461,6 +461,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 def _path(text: str) -> Path:
     return Path(text).expanduser()
+
+
+def _run_folder(text: str) -> Path:
+    path = _path(text).resolve()
+    return path.with_name(path.name.removesuffix(".json"))
 
 
 # --- messages
