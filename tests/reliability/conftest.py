@@ -1,0 +1,34 @@
+"""Tests of faults, bad input, untrusted files and laws: short in `make test`, long in `make reliability`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+LONG = os.environ.get("PSD_RELIABILITY") == "long"
+
+
+@pytest.fixture(scope="session")
+def long() -> bool:
+    """Whether to try as often as the long form does."""
+    return LONG
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`tally(section, what, seen, tried=1)`: what a test tried and saw, for RELIABILITY.md; call it after the asserts.
+
+    Rows with the same three texts are added up. Without PSD_TALLY, a file, nothing is noted.
+    """
+
+    def note(section: str, what: str, seen: str, tried: int = 1) -> None:
+        if "PSD_TALLY" in os.environ:
+            row = {"section": section, "what": what, "seen": seen, "tried": tried, "test": request.node.nodeid}
+            with Path(os.environ["PSD_TALLY"]).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    return note
