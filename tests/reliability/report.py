@@ -1,7 +1,7 @@
 """Print RELIABILITY.md's tables from what the tests have noted.
 
-    python tests/reliability/report.py TALLY     a run of `make reliability` becomes results/reliability.json, and the tables
-    python tests/reliability/report.py           the tables again, from results/reliability.json
+    python tests/reliability/report.py TALLY     a run of `make reliability` becomes tests/reliability/tally.json, and the tables
+    python tests/reliability/report.py           the tables again, from tests/reliability/tally.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RECORD, PAGE = ROOT / "results" / "reliability.json", ROOT / "RELIABILITY.md"
+RECORD, PAGE = Path(__file__).with_name("tally.json"), ROOT / "RELIABILITY.md"
 BEGIN, END = "<!-- make reliability -->", "<!-- end -->"
 SECTIONS = ("Faults", "Bad input", "Untrusted files", "Laws", "Mutants", "Versions", "Memory and time")
 
