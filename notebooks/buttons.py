@@ -24,10 +24,10 @@ BUTTONS = f"""\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB})
 [![Launch on Binder](https://mybinder.org/badge_logo.svg)]({BINDER})"""
 COLAB_CELL = """\
+import importlib.util
 import os
-import sys
 
-if "google.colab" in sys.modules:  # Colab has torch already; only psd is missing there
+if importlib.util.find_spec("psd") is None:  # on Colab, Kaggle and their like: torch is there, only psd is missing
     %pip install -q "git+https://github.com/{repository}"
 os.environ["PSD_THREADS"] = "auto"  # before torch is loaded: no more threads than we have cores, and none that spins
 import psd
@@ -65,8 +65,8 @@ def write(path: Path, repository: str) -> None:
             text = text.partition("\n\n")[2]
         notebook.cells[0].source = f"{title}\n\n{BUTTONS.format(repository=repository, name=path.name)}\n\n{text}"
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    if "google.colab" not in first.source:
-        raise SystemExit(f"{path}: the first code cell is to be the one that installs psd on Colab")
+    if "%pip install" not in first.source:
+        raise SystemExit(f"{path}: the first code cell is to be the one that installs psd where it is missing")
     first.source = COLAB_CELL.format(repository=repository)
     nbformat.write(notebook, path)
 

@@ -123,7 +123,7 @@ def test_its_buttons_open_itself(path):
 
 
 @every
-def test_its_first_cell_installs_psd_on_colab_and_no_cell_installs_anything_else(path):
+def test_its_first_cell_installs_psd_where_it_is_missing_and_no_cell_installs_anything_else(path):
     first, *others = code_cells(path)
     assert first.source == BUTTONS.COLAB_CELL.format(repository=REPOSITORY)
     assert not re.search(r"pip install|conda install|apt", "".join(cell.source for cell in others))

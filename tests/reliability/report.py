@@ -1,7 +1,7 @@
 """Print RELIABILITY.md's tables from what the tests have noted.
 
-    python tests/reliability/report.py TALLY     a run of `make reliability` becomes tests/reliability/tally.json, and the tables
-    python tests/reliability/report.py           the tables again, from tests/reliability/tally.json
+python tests/reliability/report.py TALLY     a run of `make reliability` becomes tests/reliability/tally.json, and the tables
+python tests/reliability/report.py           the tables again, from tests/reliability/tally.json
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def tables(rows: list[dict[str, object]]) -> str:
         if own:
             lines = [f"| {row['what']} | {row['tried']:,} | {row['seen']} |" for row in own]
             total = sum(int(str(row["tried"])) for row in own)
-            parts.append("\n".join([f"## {section}: {total:,}", "", "| tried | times | seen |", "|---|---|---|", *lines]))
+            parts.append(
+                "\n".join([f"## {section}: {total:,}", "", "| tried | times | seen |", "|---|---|---|", *lines])
+            )
     return "\n\n".join(parts)
 
 
