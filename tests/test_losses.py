@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psd import LossTerms, SelfDistillationLoss
+from psd.losses import check_probabilities, softened_kl
 
 NAN, INF = float("nan"), float("inf")
 DIRECTIONS = ("symmetric", "a_to_b", "b_to_a")
@@ -560,6 +561,18 @@ def test_values_of_single_predictions_are_the_plain_formula_to_the_last_bit():
         assert terms.distillation == 16 * ((kl_ab + kl_ba) / 2)
 
 
+# --- softened_kl
+
+
+@laws
+@given(n=st.integers(1, 4), classes=st.integers(2, 5), seed=st.integers(0, 99), temperature=temperatures)
+def test_the_softened_divergence_agrees_with_plain_python(n, classes, seed, temperature):
+    teacher, student, _ = inputs(n, classes, seed)
+    rows = zip(teacher.tolist(), student.tolist(), strict=True)
+    divergences = [kl(softened(z_t, temperature), softened(z_s, temperature)) for z_t, z_s in rows]
+    assert close(softened_kl(teacher, student, temperature), temperature**2 * sum(divergences) / n)
+
+
 # --- features
 
 
@@ -764,6 +777,13 @@ def test_a_soft_target_that_is_no_probability_is_refused(row):
     assert_refused(
         "target holds rows that are no probabilities", torch.zeros(maps.shape), torch.zeros(maps.shape), maps
     )
+
+
+def test_targets_on_another_device_than_the_cpu_are_not_looked_at():
+    z, y = torch.zeros(3, 4, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")
+    assert SelfDistillationLoss()(z, z, y).total.is_meta
+    assert SelfDistillationLoss()(z, z, z).total.is_meta
+    check_probabilities(z)
 
 
 @pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)], ids=str)

@@ -5,6 +5,7 @@ An item of the data set is its own index, so that a pair shows which items it wa
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pickle
 import random
@@ -170,6 +171,11 @@ def test_the_partners_of_an_epoch_are_what_they_always_were(seed, epoch, expecte
     assert partners(ClassPairs(Items(), seed=seed), epoch) == expected
 
 
+def test_the_partners_of_more_images_than_a_sort_keeps_in_order_by_itself_are_what_they_always_were():
+    expected = [9, 7, 8, 12, 1, 17, 15, 1, 5, 18, 1, 5, 15, 1, 11, 18, 19, 14, 3, 4]
+    assert epoch_partners([i % 3 for i in range(20)], seed=0, epoch=0).tolist() == expected
+
+
 @laws
 @given(seed=seeds, epoch=st.integers(0, 2**40))
 def test_the_seed_of_an_epoch_is_that_of_psd_s_seeding(seed, epoch):
@@ -291,6 +297,10 @@ def test_seed_and_epoch_do_not_stand_in_for_each_other():
     assert partners(ClassPairs(Items([0] * 20), seed=1), 2) != partners(ClassPairs(Items([0] * 20), seed=2), 1)
 
 
+def test_the_first_seed_is_0():
+    assert ClassPairs(Items()).seed == PairedBatchSampler(LABELS, 4).seed == 0
+
+
 def test_the_first_epoch_is_0():
     pairs = ClassPairs(Items([0] * 20))
     assert pairs.epoch == 0
@@ -393,6 +403,11 @@ def test_of_two_images_in_a_dict_the_one_that_a_transform_made_is_taken():
 def test_columns_name_image_and_label():
     items = [{**item, "image": None, "label": 0} for item in dicts("photo", "species")]
     assert list(ClassPairs(items, columns=("photo", "species"))) == list(ClassPairs(Items()))
+
+
+def test_columns_of_an_item_without_the_image_do_not_give_its_label():
+    with pytest.raises(ValueError, match=r"item 0 must be \(x, y, ...\) or a dict with an image"):
+        ClassPairs(dicts("photo", "species"), columns=("picture", "species"))[0]
 
 
 def test_items_that_are_dicts_without_a_label_are_paired_by_given_labels():
@@ -624,9 +639,9 @@ def test_labels_that_are_found_but_are_no_integers_are_refused(labels):
 
 @pytest.mark.parametrize("columns", ["image", ("image",), ("a", "b", "c"), ("image", 1)], ids=repr)
 def test_columns_that_are_not_two_names_are_refused(columns):
-    for use in (ClassPairs, labels_of):
+    for use, targets in ((ClassPairs, ()), (ClassPairs, (LABELS,)), (labels_of, ())):
         with pytest.raises(ValueError, match="columns must be the two names") as caught:
-            use(Items(), columns=columns)
+            use(Items(), *targets, columns=columns)
         assert repr(columns) in str(caught.value)
 
 
@@ -796,6 +811,19 @@ def test_lone_samples_are_told_of_once_where_the_call_is(unwarned):
     assert str(warning.message).startswith("82% of the 110 samples") and "PairedBatchSampler" in str(warning.message)
 
 
+def test_sixteen_lone_samples_are_told_of(unwarned):
+    same_class_partner(torch.arange(16))
+    assert [str(warning.message)[:4] for warning in unwarned] == ["100%"]
+
+
+def test_a_process_begins_unwarned():
+    spec = importlib.util.spec_from_file_location("pairs_anew", pairs_module.__file__)
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    with pytest.warns(UserWarning, match="have no other of their class"):
+        anew.same_class_partner(LONELY)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -829,6 +857,13 @@ def test_lone_samples_on_a_gpu_are_not_looked_for(unwarned):
         torch.cuda.set_sync_debug_mode("default")
     # That mode warns of itself: it is a prototype.
     assert not [warning for warning in unwarned if "of their class" in str(warning.message)]
+
+
+def test_lone_samples_on_another_device_than_the_cpu_are_not_looked_for(unwarned):
+    before = torch.get_rng_state()
+    assert same_class_partner(LONELY.to("meta")).is_meta  # whose values cannot be looked at
+    assert not unwarned
+    assert torch.equal(torch.get_rng_state(), before)  # and the draw is made there, too
 
 
 # --- other_class_partner
@@ -879,6 +914,13 @@ def test_other_partners_are_a_function_of_the_generator_alone():
 def test_other_partners_of_a_single_class_are_refused(labels):
     with pytest.raises(ValueError, match="labels are all of one class, 4"):
         other_class_partner(torch.tensor(labels))
+
+
+def test_other_partners_are_drawn_with_62_bits(monkeypatch):
+    halves = iter([torch.full((6,), 3), torch.full((6,), 1)])  # the upper one first
+    monkeypatch.setattr(pairs_module, "_draw", lambda labels, generator: next(halves))
+    labels = torch.tensor([0, 1, 1, 1, 1, 1])  # the first one has 5 others, which lie behind it
+    assert other_class_partner(labels)[0] == 1 + (3 * 2**31 + 1) % 5
 
 
 def test_other_partners_of_no_labels_are_none():
@@ -1005,6 +1047,15 @@ def test_of_classes_of_one_size_a_batch_has_as_many_as_groups(classes, groups, p
         assert set(Counter(labels[i] for i in batch).values()) == {per_class}
 
 
+def test_a_class_that_fills_a_whole_row_goes_on_where_there_is_least_of_it():
+    labels = (
+        [0] * 2 + [1] * 8 + [2] * 2
+    )  # 6 groups in 3 rows of 2: where class 1 is the middle one, it has the second row
+    for seed in range(20):
+        for batch in PairedBatchSampler(labels, 6, seed=seed):
+            assert Counter(labels[i] for i in batch)[1] == 4
+
+
 def test_where_all_groups_fill_batches_every_image_is_visited():
     labels = [i % 5 for i in range(60)]
     assert sorted(i for batch in PairedBatchSampler(labels, 12) for i in batch) == list(range(60))
@@ -1080,6 +1131,21 @@ def test_every_class_comes_early_and_late_in_an_epoch():
     for part in (batches[:20], batches[20:]):
         counts = Counter(labels[i] for batch in part for i in batch)
         assert min(counts[label] for label in range(6)) > 4
+
+
+# Written down once, as for the partners of an epoch.
+@pytest.mark.parametrize(
+    ("batch_size", "seed", "epoch", "expected"),
+    [
+        (6, 0, 0, [[3, 1, 19, 18, 12, 10], [17, 16, 4, 2, 7, 0], [15, 13, 5, 8, 9, 11]]),
+        (6, 3, 7, [[13, 16, 12, 11, 4, 2], [10, 9, 14, 15, 7, 0], [5, 3, 18, 19, 1, 8]]),
+        (4, 1, 2, [[5, 3, 11, 10], [17, 13, 4, 2], [19, 18, 8, 6], [16, 14, 9, 12]]),  # a group is left out
+    ],
+)
+def test_the_batches_of_an_epoch_are_what_they_always_were(batch_size, seed, epoch, expected):
+    sampler = PairedBatchSampler([0] * 9 + [1] * 4 + [2] * 5 + [3] * 2, batch_size, seed=seed)
+    sampler.set_epoch(epoch)
+    assert list(sampler) == expected
 
 
 def test_batches_are_a_function_of_seed_and_epoch_alone():

@@ -6,15 +6,18 @@ Every pixel says which image it is from: the first image of a pair holds even nu
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from psd import ClassPairs, PatchSwap, patch_swap, same_class_partner
+from psd import ClassPairs, PatchSwap, patch_swap, same_class_partner, swap
 from psd.swap import patch_mask
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8]
@@ -281,6 +284,37 @@ def test_the_gradient_goes_where_the_pixels_come_from():
     assert torch.equal(x_b.grad, torch.where(moved, 2.0, 3.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_images_are_swapped(dtype):
+    x_a, x_b = (torch.complex(x, x + 1).to(dtype) for x in pairs(dtype=torch.float64))
+    mask = torch.rand(4, 4, 4, generator=seeded()) < 0.5
+    assert all(map(torch.equal, patch_swap(x_a, x_b, 2, mask=mask), swap_in_a_loop(x_a, x_b, 2, 2, mask)))
+
+
+def test_on_a_cpu_real_images_do_without_the_slow_where(monkeypatch):
+    monkeypatch.setattr(swap, "_exchange", None)
+    mask = torch.rand(4, 4, 4, generator=seeded()) < 0.5
+    assert all(map(torch.equal, patch_swap(*pairs(), 2, mask=mask), swap_in_a_loop(*pairs(), 2, 2, mask)))
+
+
+def test_the_swap_can_be_mapped_over_batches():
+    x_a, x_b = (torch.stack([x, x.flip(0)]) for x in pairs())
+    mask = torch.rand(2, 4, 4, 4, generator=seeded()) < 0.5
+    mapped = torch.vmap(lambda a, b, mask: patch_swap(a, b, 2, mask=mask))(x_a, x_b, mask)
+    for k in range(2):
+        expected = swap_in_a_loop(x_a[k], x_b[k], 2, 2, mask[k])
+        assert all(map(torch.equal, (x[k] for x in mapped), expected))
+
+
+def test_the_derivative_along_a_direction_is_the_swap_of_the_direction():
+    x, (v_a, v_b) = pairs(), (3 * x for x in pairs())
+    mask = torch.rand(4, 4, 4, generator=seeded()) < 0.5
+    with forward_ad.dual_level():
+        x_a2, x_b2 = patch_swap(*map(forward_ad.make_dual, x, (v_a, v_b)), 2, mask=mask)
+        found = forward_ad.unpack_dual(x_a2).tangent, forward_ad.unpack_dual(x_b2).tangent
+    assert all(map(torch.equal, found, swap_in_a_loop(v_a, v_b, 2, 2, mask)))
+
+
 @needs_cuda
 @pytest.mark.parametrize("where", ["cpu", "cuda"], ids="generator on {}".format)
 def test_on_a_gpu_the_result_is_the_same_for_the_same_draw(where):
@@ -362,6 +396,37 @@ def test_the_largest_patch_is_the_image():
     x_a, x_b = pairs(2, 3, 4, 6)
     x_a2, _ = patch_swap(x_a, x_b, (4, 6), mask=torch.tensor([[[True]], [[False]]]))
     assert torch.equal(x_a2, torch.stack([x_b[0], x_a[1]]))
+
+
+@pytest.mark.parametrize("options", [{"p": 0.0, "ratio": 1.0}, {"ratio": 0.0}], ids=str)
+def test_without_probability_not_even_a_draw_of_0_moves_a_patch(monkeypatch, options):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape))
+    assert not patch_mask(3, (4, 4), **options).any()
+    assert patch_mask(3, (4, 4)).all()
+
+
+def test_a_mask_s_defaults_are_those_of_the_swap():
+    assert torch.equal(patch_mask(50, (4, 4), generator=seeded()), draws(50, 4, 4))
+
+
+def test_a_mask_ends_on_the_device_that_is_asked_for():
+    assert patch_mask(3, (4, 4), generator=seeded(), device="meta").device.type == "meta"
+    before = torch.get_rng_state()
+    assert patch_mask(3, (4, 4), device="meta").device.type == "meta"
+    assert torch.equal(torch.get_rng_state(), before)  # without a generator it is drawn there, too
+
+
+@pytest.mark.parametrize("n", [-1, 1.0, True, None], ids=repr)
+def test_what_is_no_number_of_pairs_is_refused(n):
+    with pytest.raises(ValueError, match=rf"^n must be an integer >= 0, got {n!r}$"):
+        patch_mask(n, (4, 4))
+
+
+@pytest.mark.parametrize("grid", [4, (4,), (4, 4, 4), (4, -1), (4, 1.0), None], ids=repr)
+def test_what_is_no_grid_is_refused(grid):
+    with pytest.raises(ValueError, match=r"^grid must be two integers >= 0") as caught:
+        patch_mask(2, grid)
+    assert repr(grid) in str(caught.value)
 
 
 # --- distribution
@@ -539,6 +604,33 @@ def test_what_is_no_probability_is_refused(name, value):
 def test_the_message_about_ratio_names_uniform():
     with pytest.raises(ValueError, match='or "uniform", got 2'):
         patch_swap(*pairs(), 2, ratio=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        (numpy.zeros((4, 8, 8, 3)), r"torch\.as_tensor\(x_a\), channels before height .*: \.permute\(0, 3, 1, 2\) of "),
+        ([torch.zeros(3, 8, 8)] * 4, r"torch\.stack\(x_a\)$"),
+        ((torch.zeros(3, 8, 8), None), r"torch\.stack\(\[torchvision\.transforms\.v2\.functional\.pil_to_tensor"),
+        (SimpleNamespace(shape=(4, 3, 8, 8)), r"torch\.stack\(\[torchvision\."),
+        (None, r"torch\.stack\(\[torchvision\."),
+    ],
+    ids=["array", "list of tensors", "list of others", "shape alone", "None"],
+)
+def test_images_that_are_no_tensor_are_refused_with_what_makes_one(value, remedy):
+    with pytest.raises(ValueError, match=f"^x_a must be a tensor, got {type(value).__name__}; write {remedy}"):
+        patch_swap(value, torch.zeros(4, 3, 8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [(numpy.ones((4, 4, 4), bool), "torch.as_tensor(mask)"), ([[[True]]], "torch.tensor(mask)")],
+    ids=["array", "list"],
+)
+def test_a_mask_that_is_no_tensor_is_refused_with_what_makes_one(value, remedy):
+    with pytest.raises(ValueError) as caught:
+        patch_swap(*pairs(), 2, mask=value)
+    assert str(caught.value) == f"mask must be a tensor, got {type(value).__name__}; write {remedy}"
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 4, 3, 8, 8)], ids=str)
