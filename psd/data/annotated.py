@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,41 +13,31 @@ import torch
 from torch import Tensor
 
 from psd.checks import Refused
+from psd.data import pictures
 from psd.data.images import MissingData
 from psd.data.scenes import IGNORED, Scenes, Target, boxes_of
 from psd.seeding import generator_for
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-
 
 def picture(file: Path) -> Tensor:
     """A picture as viewers show it, in RGB: `tv_tensors.Image` uint8 (3, H, W)."""
-    from PIL import Image, ImageOps
     from torchvision import tv_tensors
 
-    try:
-        with Image.open(file) as opened:
-            pixels = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
-        raise Refused(f"{file} is not a readable image ({_brief(error)}); replace or remove it") from error
+    pixels = np.array(pictures.shown(file))
     made: Tensor = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return made
 
 
 def numbers(file: Path) -> np.ndarray:
-    """A mask's numbers: uint8 (H, W), of a palette or grey PNG."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as opened:
-            mode, found = opened.mode, np.array(opened)
-    except Exception as error:
-        raise Refused(f"{file} is not a readable mask ({_brief(error)}); replace or remove it") from error
-    if found.ndim != 2 or (found.size and (found.min() < 0 or found.max() > 255)):
+    """A mask's numbers: uint8 (H, W), of a palette or grey PNG, turned as its picture is."""
+    with pictures.opened(file, what="mask") as opened:
+        turn = pictures.turn_of(opened)
+        mode, found = opened.mode, np.array(opened)
+    if found.ndim != 2 or found.dtype.kind not in "bui" or (found.size and (found.min() < 0 or found.max() > 255)):
         raise Refused(
             f"{file} is an image of mode {mode}, a mask has one number from 0 to 255 a pixel: a palette or grey PNG"
         )
-    made: np.ndarray = found.astype(np.uint8)
+    made: np.ndarray = np.ascontiguousarray(pictures.turned(found.astype(np.uint8), turn))
     return made
 
 
@@ -57,16 +49,9 @@ def as_mask(found: np.ndarray) -> Tensor:
 
 
 def size_of(file: Path) -> tuple[int, int]:
-    """(H, W) of a picture as viewers show it, of its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Exception as error:
-        raise Refused(f"{file} is not a readable image ({_brief(error)}); replace or remove it") from error
-    return (width, height) if turned else (height, width)
+    """(H, W) of a picture as viewers show it, of a JPEG by its header alone."""
+    with pictures.opened(file) as opened:
+        return pictures.size_of(opened)
 
 
 def same_size(image: Path, mask: Path) -> None:
@@ -80,7 +65,7 @@ def same_size(image: Path, mask: Path) -> None:
 
 
 def existing(path: Path, what: str) -> Path:
-    if not path.exists():
+    if not os.path.exists(path):  # False too for a path that the system does not take, unlike Path's own
         raise MissingData(f"there is no {path}; {what}")
     return path
 
@@ -88,7 +73,11 @@ def existing(path: Path, what: str) -> Path:
 def files_in(folder: Path, what: str) -> list[Path]:
     """The pictures of a folder in the order of their names; hidden ones left out."""
     existing(folder, what)
-    found = sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
+    if not folder.is_dir():
+        raise MissingData(f"{folder} is a file, not a folder; {what}")
+    left_out: Counter[str] = Counter()
+    found = sorted(f for f in folder.iterdir() if pictures.is_picture(f.name, left_out))
+    pictures.say_left_out(str(folder), left_out, stacklevel=4)
     if not found:
         raise MissingData(f"{folder} holds no picture; {what}")
     return found
@@ -159,13 +148,11 @@ def values_of(mask: np.ndarray, file: Path, classes: int) -> set[int]:
     return found
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def check_box(box: Sequence[float], size: Sequence[int], where: str) -> None:
     """ValueError, beginning with `where`, for a box (x1, y1, x2, y2) that leaves an image (H, W) or has no area."""
     x1, y1, x2, y2 = box
+    if not np.isfinite(box).all():
+        raise Refused(f"{where}: the box {list(box)} (x1, y1, x2, y2) is not of finite numbers; mend or remove it")
     if x2 <= x1 or y2 <= y1:
         raise Refused(f"{where}: the box {list(box)} (x1, y1, x2, y2) has no area; remove it")
     if x1 < 0 or y1 < 0 or x2 > size[1] or y2 > size[0]:
@@ -176,5 +163,26 @@ def check_box(box: Sequence[float], size: Sequence[int], where: str) -> None:
 
 def names_in(path: Path) -> list[str]:
     """The lines of a list of names, first words alone."""
-    text = path.read_text(encoding="utf-8")
-    return [line.split()[0] for line in text.splitlines() if line.strip()]
+    return [line.split()[0] for line in text_of(path).splitlines() if line.strip()]
+
+
+def text_of(path: Path) -> str:
+    """A text in UTF-8, with or without the mark that Windows sets before it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it so") from error
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); a text file belongs there") from error
+
+
+def inside(folder: Path, name: object, where: str) -> Path:
+    """A file that a list or annotation names in a folder; ValueError, beginning with `where`, if it would be elsewhere.
+
+    Annotations come from anywhere, and a name such as ../../x would have a stranger choose what is read.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise Refused(f"{where} names the file {name!r}; give a name in {folder}")
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise Refused(f"{where} names the file {name!r}, which is outside of {folder}; give a name in it")
+    return folder / name

@@ -18,17 +18,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import os
+import reprlib
+import tarfile
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from psd import files
 from psd.checks import Refused
+from psd.data import pictures
 from psd.data.images import ImageData, MissingData, fit_or_tune, resized, take
 from psd.seeding import generator_for
 
@@ -208,18 +211,18 @@ def load_small(
     return resized(take(data, 10 if classes is None else classes, per_class, seed), size)
 
 
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _decode(encoded: bytes, where: str) -> np.ndarray:
     """uint8 (32, 32, 3) of an image file's bytes."""
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
-        raise Refused(f"{where} is not a readable image ({error}); {REMEDY}") from error
-    if pixels.shape != (32, 32, 3):
-        height, width = pixels.shape[:2]
+    with pictures.opened(io.BytesIO(encoded), where, remedy=REMEDY) as image:
+        width, height = image.size  # of the header, before memory is spent on pixels
+        pixels = np.asarray(pictures.in_rgb(image)) if (width, height) == (32, 32) else None
+    if pixels is None:
         raise Refused(f"{where} is {width} x {height} pixels, not 32 x 32; load such images by `folder:PATH`")
     return pixels
 
@@ -231,15 +234,19 @@ def _read_parquet(path: Path, split: str) -> Raw:
 
     def decoded() -> Iterator[np.ndarray]:
         for row, (encoded, label) in enumerate(_parquet_rows(path)):
-            if not 0 <= label < len(CLASSES):
-                raise Refused(f"{path} has the fine_label {label}, which is not one of CIFAR-100's 0 to 99")
+            if not isinstance(label, int) or not 0 <= label < len(CLASSES):
+                raise Refused(
+                    f"{path}, row {row}, has the fine_label {label}, which is not one of CIFAR-100's 0 to 99; {REMEDY}"
+                )
+            if not isinstance(encoded, bytes):
+                raise Refused(f"{path}, row {row}, has no image in img, but {encoded!r:.40}; {REMEDY}")
             labels.append(label)
             yield _decode(encoded, f"{path}, row {row},")
 
     return Raw(np.fromiter(decoded(), np.dtype((np.uint8, (32, 32, 3)))), labels, CLASSES)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any]]:
     """Each image's file and label, read in pieces: the whole table takes three times the memory of the pixels."""
     try:
         import pyarrow.parquet as parquet
@@ -250,9 +257,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
             for image, label in zip(
                 piece.column("img").to_pylist(), piece.column("fine_label").to_pylist(), strict=True
             ):
-                yield image["bytes"], int(label)
+                yield image["bytes"] if isinstance(image, dict) and "bytes" in image else image, label
     except Exception as error:  # pyarrow's errors are ValueErrors, KeyErrors and OSErrors by turns
-        raise Refused(f"{path} is not a readable parquet file of CIFAR-100 ({error}); {REMEDY}") from error
+        raise Refused(f"{path} is not a readable parquet file of CIFAR-100 ({_brief(error)}); {REMEDY}") from error
 
 
 def _read_pickle(path: Path, split: str) -> Raw:
@@ -271,16 +278,17 @@ def _read_pickle(path: Path, split: str) -> Raw:
 def _read_archive(path: Path, split: str) -> Raw:
     """Check the archive, unpack it beside itself, in one step as seen from outside, and read the folder."""
     from torchvision.datasets import CIFAR100
-    from torchvision.datasets.utils import check_integrity, extract_archive
+    from torchvision.datasets.utils import check_integrity
 
     if not check_integrity(path, CIFAR100.tgz_md5):
         raise Refused(f"{path} is not the original archive (its MD5 differs); remove it and {REMEDY}")
     folder = path.parent / CIFAR100.base_folder
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacking-") as unpacked:
-            extract_archive(os.fspath(path), unpacked)
-            os.replace(Path(unpacked) / CIFAR100.base_folder, folder)
-    except OSError as error:
+            with tarfile.open(path) as archive:  # what it holds stays below that folder, links too
+                archive.extractall(unpacked, filter="data")
+            files.put(Path(unpacked) / CIFAR100.base_folder, folder)
+    except (OSError, tarfile.TarError) as error:
         raise Refused(f"{path} could not be unpacked beside itself ({error}); unpack it by hand") from error
     return _read_pickle(folder, split)
 
@@ -292,22 +300,31 @@ def _read_npz(path: Path, split: str) -> Raw:
         with np.load(path, allow_pickle=False) as file:
             pixels, labels, classes = file["x"], file["y"], file["classes"]
     except Exception as error:  # numpy's errors are ValueErrors, KeyErrors, OSErrors and zipfile's own
-        raise Refused(f"{path} is not a readable npz file of CIFAR-100 ({error}); {REMEDY}") from error
+        raise Refused(f"{path} is not a readable npz file of CIFAR-100 ({_brief(error)}); {REMEDY}") from error
     if pixels.shape[1:] != (32, 32, 3) or pixels.dtype != np.uint8 or labels.shape != (len(pixels),):
         raise Refused(
-            f"{path} must hold x (N, 32, 32, 3) uint8 and y (N,), got {pixels.dtype} {pixels.shape} and {labels.shape}"
+            f"{path} must hold x (N, 32, 32, 3) uint8 and y (N,), got {pixels.dtype} {pixels.shape} and "
+            f"{labels.shape}; {REMEDY}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise Refused(f"{path} must hold whole numbers as labels y, got {labels.dtype}; {REMEDY}")
+    if classes.ndim != 1 or len(set(map(str, classes))) != len(classes):
+        raise Refused(
+            f"{path} must hold the classes' names, no two alike, got {reprlib.repr(classes.tolist())}; {REMEDY}"
         )
     named = tuple(map(str, classes))
     wrong = [int(label) for label in labels if not 0 <= label < len(named)]
     if wrong:
-        raise Refused(f"{path} has the label {wrong[0]}, which is not one of its classes' 0 to {len(named) - 1}")
+        raise Refused(
+            f"{path} has the label {wrong[0]}, which is not one of its classes' 0 to {len(named) - 1}; {REMEDY}"
+        )
     return Raw(pixels, labels.tolist(), named)
 
 
 def _read_folder(path: Path, split: str) -> Raw:
     import numpy as np
 
-    classes = tuple(sorted(folder.name for folder in path.iterdir() if folder.is_dir()))
+    classes = tuple(sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith(".")))
     files = [(file, label) for label, name in enumerate(classes) for file in _pngs(path / name)]
     pixels = [_decode(file.read_bytes(), str(file)) for file, _ in files]
     labels = [label for _, label in files]
@@ -315,7 +332,7 @@ def _read_folder(path: Path, split: str) -> Raw:
 
 
 def _pngs(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".png")
+    return (file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".png" and file.name[0] != ".")
 
 
 _READERS = {

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from psd.checks import Refused
+from psd.data import pictures
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -44,9 +47,9 @@ def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> 
     """A window of an image that was opened but not loaded, in RGB and resized (bilinear, antialiased) to a square.
 
     Args:
-        image: as `PIL.Image.open` gives it. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the window has at
-            least `size` pixels a side then; the image is changed by it and serves for this one crop.
-        window: top, left, height and width in the pixels of the whole image.
+        image: as `psd.data.pictures.opened` gives it. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the window
+            has at least `size` pixels a side then; the image is changed by it and serves for this one crop.
+        window: top, left, height and width in the pixels of the whole image, as viewers show it.
         size: side of the square in pixels.
 
     Returns:
@@ -55,7 +58,8 @@ def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> 
     from PIL import Image as pil
     from torchvision.transforms.v2 import functional as T
 
-    top, left, height, width = window
+    turn = pictures.turn_of(image)
+    top, left, height, width = pictures.before_turn(window, turn, pictures.size_of(image))
     reduced, factor = _reduced(image, min(height, width), size)
     x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
     # Cut before it is resized, as torchvision does it: no pixel from outside is mixed in.
@@ -63,13 +67,13 @@ def resized_crop(image: Image, window: tuple[int, int, int, int], size: int) -> 
     if isinstance(reduced, np.ndarray):
         cut = reduced[y0:y1, x0:x1]
     else:
-        cut = np.array(reduced.crop((x0, y0, x1, y1)).convert("RGB"))
+        cut = np.array(pictures.in_rgb(reduced.crop((x0, y0, x1, y1))))
     if factor > 1:  # the window may begin and end inside of a pixel, which PIL alone allows for
         box = (x - x0, y - y0, right - x0, bottom - y0)
-        return _pixels(np.array(pil.fromarray(cut).resize((size, size), pil.Resampling.BILINEAR, box=box)))
+        square = _pixels(np.array(pil.fromarray(cut).resize((size, size), pil.Resampling.BILINEAR, box=box)))
+        return _turned(square, turn)
     # torch's resize takes less time than PIL's (benchmarks/decode.py), and may round otherwise by 1
-    resized: Tensor = T.resize(_pixels(cut), [size, size], antialias=True)
-    return resized
+    return _turned(T.resize(_pixels(cut), [size, size], antialias=True), turn)
 
 
 def centre_crop(image: Image, size: int) -> Tensor:
@@ -80,23 +84,33 @@ def centre_crop(image: Image, size: int) -> Tensor:
     from PIL import Image as pil
     from torchvision.transforms.v2 import functional as T
 
-    width, height = image.size
-    shorter, longer = min(image.size), max(image.size)
+    turn = pictures.turn_of(image)
+    left, top, right, bottom = pictures.middle(*image.size)
+    width, height = right - left, bottom - top
+    shorter, longer = min(width, height), max(width, height)
     goal = round(size * RESIZED / CROPPED)
     other = int(goal * longer / shorter)  # torchvision's resize rounds down too
     reduced, factor = _reduced(image, shorter, goal)
-    whole = pil.fromarray(reduced) if isinstance(reduced, np.ndarray) else reduced.convert("RGB")
+    whole = pil.fromarray(reduced) if isinstance(reduced, np.ndarray) else pictures.in_rgb(reduced)
     resized = whole.resize(
         (goal, other) if width <= height else (other, goal),
         pil.Resampling.BILINEAR,
-        box=(0, 0, width / factor, height / factor),
+        box=(left / factor, top / factor, right / factor, bottom / factor),
     )
-    return _pixels(np.array(T.center_crop(resized, [size])))
+    if turn == pictures.UNTURNED:  # nearly always; then no more than the centre is copied
+        return _pixels(np.array(T.center_crop(resized, [size])))
+    centre: Tensor = T.center_crop(_turned(_pixels(np.array(resized)), turn), [size])
+    return centre
 
 
 def _pixels(image: np.ndarray) -> Tensor:
     """uint8 (3, H, W) of an image (H, W, 3), channels_last in memory."""
     return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _turned(image: Tensor, turn: pictures.Turn) -> Tensor:
+    made: Tensor = pictures.turned(image, turn)
+    return made
 
 
 def _reduced(image: Image, side: int, size: int) -> tuple[Image | np.ndarray, int]:
@@ -139,19 +153,16 @@ class Decoder(Dataset[Any]):
         raise NotImplementedError
 
     def __getitems__(self, items: Sequence[Item]) -> Decoded:
-        from PIL import Image as pil
-
         shape = (len(items), 3, self.size, self.size)
         pixels = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         unreadable = []
         for i, (file, seed) in enumerate(items):
             try:
-                with pil.open(str(file)) as image:
+                with pictures.opened(str(file)) as image:
                     pixels[i] = self.cut(image, seed)
-            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
+            except Refused as error:
                 # A message, not the exception: it reaches the main process when its batch is due.
-                reason = " ".join(str(error).split()) or type(error).__name__
-                unreadable.append((i, f"{file} is not a readable image ({reason})"))
+                unreadable.append((i, str(error)))
         return pixels, unreadable
 
 
@@ -166,7 +177,9 @@ class TrainingCrops(Decoder):
         # generator itself is seeded, as torch.manual_seed would seed those of the GPUs too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            window = RandomResizedCrop.get_params(image, [self.scale, 1.0], list(RATIO))
+            # of the turned image's size alone; this tensor takes no memory
+            sized = torch.empty(()).expand(3, *pictures.size_of(image))
+            window = RandomResizedCrop.get_params(sized, [self.scale, 1.0], list(RATIO))
             mirrored = bool(torch.rand(()) < 0.5)
         pixels = resized_crop(image, window, self.size)
         return pixels.flip(2) if mirrored and self.flip else pixels
@@ -189,7 +202,19 @@ def worker_count(workers: int | None) -> int:
     return workers
 
 
-def _same(decoded: Any) -> Any:
+def _ready_to_go(decoded: Any) -> Any:
+    """A batch as it is; in a worker its tensors lie in shared memory, from which the main process takes them.
+
+    torch would move them there in a thread of its own, which drops a batch that finds no room, and whoever waits for
+    it waits for ever. Here it is an error.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        try:
+            for part in tree_leaves(decoded):
+                if isinstance(part, Tensor):
+                    part.share_memory_()
+        except RuntimeError as error:
+            raise OSError(f"no room in shared memory: {error}") from None
     return decoded
 
 
@@ -207,6 +232,22 @@ def _context() -> BaseContext:
     return context
 
 
+def _end_with_parent(number: int) -> None:
+    """In a worker: end when the process that started the loader is gone, even by SIGKILL.
+
+    torch's own watch looks at the parent in the system's sense, which is the forkserver; and that lives as long as one
+    of its workers does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def make_loader(
     decoder: Dataset[Any], sampler: Iterable[list[Item]], workers: int, device: torch.device, persistent: bool
 ) -> DataLoader[Any]:
@@ -214,9 +255,10 @@ def make_loader(
     return DataLoader(
         decoder,
         batch_sampler=sampler,
-        collate_fn=_same,
+        collate_fn=_ready_to_go,
         num_workers=workers,
         multiprocessing_context=_context() if workers else None,
+        worker_init_fn=_end_with_parent if workers else None,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader seeds its workers by it, not by the global generator
@@ -240,8 +282,9 @@ def is_end_of_worker(error: BaseException) -> bool:
 
 
 def worker_error(error: BaseException, workers: int) -> WorkerEnded:
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]  # what a worker raised ends with what it is
     return WorkerEnded(
-        f"a worker process that decodes images has ended ({' '.join(str(error).split())}). It was killed, ran out of "
+        f"a worker process that decodes images has ended ({last.strip()}). It was killed, ran out of "
         f"memory or of shared memory (/dev/shm), or could not import a script that has no "
         f'`if __name__ == "__main__":`; lower data.workers ({workers} now), or set 0 to see the error itself'
     )

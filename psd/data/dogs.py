@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
+
+from psd.data import pictures
 
 FOLDER = Path(__file__).parent / "photographs"
 FILES = (FOLDER / "dog1.jpg", FOLDER / "dog2.jpg")
@@ -21,11 +22,7 @@ FILES = (FOLDER / "dog1.jpg", FOLDER / "dog2.jpg")
 
 def load() -> Tensor:
     """The two photographs, uint8 (2, 3, 224, 224)."""
-    opened = []
-    for file in FILES:
-        with Image.open(file) as image:
-            opened.append(F.pil_to_tensor(image.convert("RGB")))
-    return torch.stack(opened)
+    return torch.stack([F.pil_to_tensor(pictures.shown(file)) for file in FILES])
 
 
 def said() -> dict[str, Any]:

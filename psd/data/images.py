@@ -158,7 +158,7 @@ def fit_or_tune(targets: Tensor, part: str) -> Tensor:
     for c in sorted(set(targets.tolist())):
         members = (targets == c).nonzero().flatten()
         if len(members) < 2:
-            raise Refused(f"split {part!r} needs 2 training images or more of every class, class {c} has 1")
+            raise Refused(f"split {part!r} needs 2 training images or more of every class, class {c} has 1; add some")
         order = torch.randperm(len(members), generator=generator_for("fit and tune", c))
         tenth = max(1, round(len(members) / 10))
         parts.append(members[order[:tenth] if part == "tune" else order[tenth:]])

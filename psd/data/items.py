@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from psd.checks import Refused, refusing
+from psd.data import pictures
 from psd.data.decoding import Item, is_end_of_worker, make_loader, shut_down, worker_count, worker_error
 from psd.data.normalisation import Normalisation
 from psd.pairs import labels_of
@@ -127,7 +128,8 @@ def as_tensor(image: Any, index: int) -> Tensor:
     """A tensor (C, H, W) of a PIL image (in RGB), an array or a tensor."""
     if not isinstance(image, Tensor):
         if hasattr(image, "convert"):
-            image = image.convert("RGB")
+            with refusing(f"item {index} of the data set: "):
+                image = pictures.in_rgb(image)
         pixels = np.array(image)
         if pixels.ndim != 3 or pixels.dtype == object:
             raise Refused(f"item {index} of the data set has no image: a {type(image).__name__} of {pixels.shape}")

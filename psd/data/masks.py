@@ -6,6 +6,8 @@ PNG: 0 is background, 255 does not count. PATH/classes.txt names the classes, on
 
 from __future__ import annotations
 
+import reprlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +67,15 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 def _classes(path: Path) -> list[str]:
     listed = path / "classes.txt"
     if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if len(names) < 2:
-            raise Refused(f"{listed} must name at least two classes, one a line, background first; got {names}")
+        names = [line.strip() for line in annotated.text_of(listed).splitlines() if line.strip()]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise Refused(f"{listed} names the class {twice[0]!r} twice; a class has one line, so remove or rename one")
+        if not 2 <= len(names) <= IGNORED:
+            raise Refused(
+                f"{listed} must name at least two classes and at most {IGNORED}, one a line, background first; got "
+                f"{len(names)}: {reprlib.repr(names)}"
+            )
         return names
     highest = max(
         int(np.where(m == IGNORED, 0, m).max()) for m in (annotated.numbers(f) for _, f in _pairs(path / "train"))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from psd.checks import Refused
+from psd.checks import Refused, refusing
+from psd.data import pictures
 from psd.data.folder import MEAN, STD
 
 IGNORED = 255  # of a mask: pixels that are of no class. A batch has -100 there, which torch's losses leave out
@@ -134,7 +135,8 @@ class _Reading:
             raise Refused(f"item {i} of the data set must be (image, target), got {type(item).__name__}")
         image, target = item
         if hasattr(image, "convert"):
-            image = image.convert("RGB")
+            with refusing(f"item {i} of the data set: "):
+                image = pictures.in_rgb(image)
         pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
             raise Refused(

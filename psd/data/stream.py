@@ -185,7 +185,7 @@ class Stream:
         """
         if not self.skip_corrupt:
             message = next(iter(unreadable.values()))
-            raise Refused(f"{message}; replace or remove it, or set --data.skip_corrupt true")
+            raise Refused(f"{message}, or set --data.skip_corrupt true")
         count = len(parts[0].index)
         shown = parts[0].index.tolist()  # the image that stands for each row's anchor
         for position in range(len(images)):
@@ -287,7 +287,7 @@ class CentreCrops:
             decoded = iter(loader)
             for part, (images, unreadable) in zip(parts, decoded, strict=True):
                 if unreadable:
-                    raise Refused(f"{unreadable[0][1]}; replace or remove it")
+                    raise Refused(unreadable[0][1])
                 yield ready(images, self._normalise, device), self.targets[list(part)]
         except Exception as error:
             if is_end_of_worker(error):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +238,7 @@ def test_pictures_without_an_object_are_kept_and_said(tmp_path):
         assert len(load(f"masks:{tmp_path}")) == 5
 
 
-# --- what is refused
+# --- what is refused: the table of it is in tests/reliability/test_bad_data.py
 
 
 def edit(file: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -264,102 +263,6 @@ def replaced(file: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 TRAIN = "annotations/instances_train2017.json"
-BAD = {
-    "voc, no list": ("voc", gone("ImageSets/Segmentation/train.txt"), r"there is no .*train\.txt; VOC's layout is"),
-    "voc, no picture": ("voc", gone("JPEGImages/a.jpg"), r"there is no .*a\.jpg; VOC's layout"),
-    "voc, no mask": ("voc", gone("SegmentationClass/b.png"), r"there is no .*SegmentationClass/b\.png"),
-    "voc, mask of another size": (
-        "voc",
-        lambda root: mask(root / "SegmentationClass/a.png", np.zeros((5, 5))),
-        r"a\.png is 5 x 5 pixels, its picture a\.jpg 16 x 12 .*; a mask has the size",
-    ),
-    "voc, other class": (
-        "voc",
-        replaced("Annotations/a.xml", "cat", "unicorn"),
-        "the object 'unicorn' is none of",
-    ),
-    "voc, outside": (
-        "voc",
-        replaced("Annotations/a.xml", ">10<", ">17<"),
-        "'cat': the box .* leaves the image",
-    ),
-    "voc, no area": (
-        "voc",
-        replaced("Annotations/a.xml", ">10<", ">2<"),
-        "'cat': the box .* has no area",
-    ),
-    "voc, no number": ("voc", replaced("Annotations/a.xml", ">10<", ">ten<"), "'cat' has no bndbox with xmin, ymin"),
-    "voc, no XML": ("voc", write("Annotations/a.xml", "<annotation>"), r"a\.xml is not readable as XML"),
-    "penn-fudan, no mask": (
-        "penn-fudan",
-        gone("PedMasks/3_mask.png"),
-        r"there is no .*3_mask\.png; Penn-Fudan's",
-    ),
-    "penn-fudan, damaged": ("penn-fudan", write("PNGImages/2.png", "no"), r"2\.png is not a readable image"),
-    "coco, no file": ("coco", gone(TRAIN), r"there is no .*instances_train\*\.json; COCO's layout"),
-    "coco, no JSON": ("coco", write(TRAIN, "{"), r"train2017\.json is not readable as JSON"),
-    "coco, other JSON": ("coco", write(TRAIN, "[]"), "is no COCO file of instances: it has no images, annotations"),
-    "coco, no picture": ("coco", gone("train2017/one.jpg"), r"there is no .*one\.jpg"),
-    "coco, category": (
-        "coco",
-        edit(TRAIN, lambda found: found["annotations"][0].update(category_id=9)),
-        "annotation 1 has the category 9, which is none of 3, 7",
-    ),
-    "coco, image": (
-        "coco",
-        edit(TRAIN, lambda found: found["annotations"][0].update(image_id=5)),
-        "annotations name the image 5, which is not among its images",
-    ),
-    "coco, outside": (
-        "coco",
-        edit(TRAIN, lambda found: found["annotations"][0].update(bbox=[2, 3, 40, 4])),
-        r"annotation 1: the box \[2\.0, 3\.0, 42\.0, 7\.0\] leaves the image of 16 x 12",
-    ),
-    "coco, no box": (
-        "coco",
-        edit(TRAIN, lambda found: found["annotations"][0].pop("bbox")),
-        "annotation 1 must have a category_id and a bbox of four numbers",
-    ),
-    "coco, another size": (
-        "coco",
-        edit(TRAIN, lambda found: found["images"][0].update(height=20)),
-        r"one\.jpg is 16 x 12 pixels .* its annotation says 16 x 20",
-    ),
-    "coco, segmentation": (
-        "coco",
-        edit(TRAIN, lambda found: found["annotations"][0].update(segmentation="round")),
-        "the segmentation of annotation 1 is not understood",
-    ),
-    "masks, none": ("masks", gone("train/masks/c.png"), r"there is no .*masks/c\.png; the layout is"),
-    "masks, colours": (
-        "masks",
-        lambda root: paint(root / "train/masks/c.png"),
-        r"c\.png is an image of mode RGB, a mask",
-    ),
-    "masks, other class": (
-        "masks",
-        lambda root: mask(root / "train/masks/c.png", square(7)),
-        r"c\.png holds the number 7; the 3 classes are 0 \.\.\. 2, and 255",
-    ),
-    "masks, another size": (
-        "masks",
-        lambda root: mask(root / "train/masks/c.png", np.zeros((4, 9))),
-        r"c\.png is 9 x 4 pixels, its picture c\.jpg 16 x 12",
-    ),
-    "masks, one class": ("masks", write("classes.txt", "all\n"), "must name at least two classes"),
-    "masks, damaged": ("masks", write("train/masks/c.png", "no"), r"c\.png is not a readable"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_named(case, tmp_path):
-    kind, spoil, message = BAD[case]
-    root = KINDS[kind](tmp_path)
-    spoil(root)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
-        warnings.simplefilter("ignore")
-        data = load(f"{kind}:{root}")
-        [data[i] for i in range(len(data))]
 
 
 def test_boxes_without_area_of_coco_are_left_out_and_said(tmp_path):
@@ -368,12 +271,6 @@ def test_boxes_without_area_of_coco_are_left_out_and_said(tmp_path):
     with pytest.warns(UserWarning, match="1 boxes have no area, the first is annotation 2; left out"):
         data = load(f"coco:{tmp_path}")
     assert data[0][1]["labels"].tolist() == [2] and not data.present[0, 1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_that_is_not_there_is_named(kind, tmp_path):
-    with pytest.raises(ValueError, match=f"there is no {tmp_path}/none"):
-        load(f"{kind}:{tmp_path}/none")
 
 
 def test_a_mask_that_holds_a_wrong_number_is_seen_when_voc_is_read(tmp_path):

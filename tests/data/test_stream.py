@@ -295,12 +295,20 @@ def test_the_global_generator_is_left_alone(data, workers):
 # --- crops
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """In RGB, as viewers show what is transparent."""
+    if "A" not in image.mode:
+        return image.convert("RGB")
+    *colours, alpha = np.moveaxis(np.asarray(image.convert("RGBA")) / 255.0, 2, 0)
+    return Image.fromarray((np.stack([c * alpha + 1 - alpha for c in colours], axis=2) * 255).round().astype(np.uint8))
+
+
 def reference(file: str, seed: int, row: int, scale: float = 0.08, epoch: int = 0) -> Tensor:
     """The anchor's crop by torchvision's own class on the whole image."""
     state = torch.get_rng_state()
     torch.manual_seed(seed_for(seed, "crop anchor", epoch, row))
     with Image.open(file) as image:
-        crop = transforms.RandomResizedCrop(SIZE, scale=(scale, 1.0))(image.convert("RGB"))
+        crop = transforms.RandomResizedCrop(SIZE, scale=(scale, 1.0))(on_white(image))
     torch.set_rng_state(state)
     return T.pil_to_tensor(crop)
 
