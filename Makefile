@@ -18,7 +18,7 @@ ifneq ($(shell test -e $(STAMP) && $(PY) -I -c '$(USABLE)' 2>/dev/null && echo u
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebooks notebooks-full lab site lint clean
+.PHONY: help demo test notebooks notebooks-full lab site lint reliability clean
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -47,6 +47,12 @@ lint: $(STAMP) ## Check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+TALLY := $(CURDIR)/build/tally.jsonl
+reliability: $(STAMP) ## Try faults, bad input, untrusted files and laws at length, and print RELIABILITY.md (about HALFHOUR)
+	@mkdir -p build && rm -f $(TALLY)
+	PSD_RELIABILITY=long PSD_TALLY=$(TALLY) $(PYTEST) --timeout 3600 tests/reliability
+	$(PY) tests/reliability/report.py $(TALLY)
 
 clean: ## Remove .venv, caches and build products; runs/, data/ and results/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ Neurocomputing 645 (2025) 130408, arXiv 2505.14124.
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import TYPE_CHECKING, Any
 
 from psd import threads
@@ -19,6 +20,9 @@ from psd import threads
 # else that imports psd keeps its environment as it is.
 if threads.asked():
     threads.prepare()
+# Until the command is loaded and can answer with a line (psd.cli.main), Ctrl-C ends it without a traceback.
+if threads.is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from psd.losses import LossTerms, SelfDistillationLoss
 from psd.pairs import ClassPairs, PairedBatchSampler, same_class_partner

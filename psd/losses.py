@@ -226,7 +226,8 @@ def _one_row_per_position(x: Tensor) -> Tensor:
 
 
 def _check_number(name: str, value: object, positive: bool = False) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    finite = isinstance(value, Real) and -math.inf < value < math.inf  # type: ignore[operator]
+    number = finite and not isinstance(value, bool)
     if not number or value < 0 or (positive and value == 0):  # type: ignore[operator]
         raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
 

@@ -79,6 +79,11 @@ def asked() -> bool:
         if wish != "auto":
             raise ValueError(f"PSD_THREADS must be auto or not set, got {wish!r}; a number is for OMP_NUM_THREADS")
         return True
+    return is_command()
+
+
+def is_command() -> bool:
+    """Whether this process is psd's command."""
     name = sys.argv[0] if sys.argv else ""
     if name == "-m":  # so Python calls it until it has found the module, whose name stands before the arguments
         return sys.orig_argv[-len(sys.argv)] in ("psd", "-mpsd")

@@ -12,7 +12,7 @@ import psd
 FOLDER = Path(psd.__file__).parent
 LAYERS = (  # each may import what stands before it, and its own package; not what stands beside it
     ("swap", "pairs", "losses"),  # the method: each can be lifted out as one file
-    ("checks", "seeding", "threads"),  # of no subject
+    ("checks", "files", "seeding", "threads"),  # of no subject
     ("calibration", "features"),  # about networks and their outputs
     ("methods",),
     ("tasks",),

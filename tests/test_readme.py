@@ -73,13 +73,15 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_psd_command_is_one_that_the_command_line_takes(command):
-    options = cli._parse(shlex.split(command)[1:])
+    options = cli.arguments.parse(shlex.split(command)[1:])
     assert options.command == command.split()[1]
     if options.command in ("train", "compare", "bench"):
         run = config.from_dict(read_settings(options.config, options.settings))
         named = options.config.removeprefix("compare/").partition("/")[0]
         known = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **VIT}
-        named = "shapes" if options.config.startswith("transfer/backbones") else known.get(named, named)
+        if options.config.startswith("transfer/backbones"):
+            named = "tiny-imagenet" if options.config.endswith("tiny-imagenet") else "shapes"
+        named = known.get(named, named)
         assert run.data.name == options.settings.get("data.name", named)
     for path in getattr(options, "paths", []):
         assert (ROOT / path).exists()
@@ -92,7 +94,7 @@ def test_a_launcher_is_one_that_is_installed(command):
 
 def test_the_run_that_it_evaluates_is_the_one_that_it_trains():
     trained = next(command for command in COMMANDS if command.startswith("psd train shapes --method.name"))
-    options = cli._parse(shlex.split(trained)[1:])
+    options = cli.arguments.parse(shlex.split(trained)[1:])
     made = config.from_dict(read_settings(options.config, options.settings))
     assert f"psd evaluate {made.run.output}/{made.name}" in COMMANDS
 

@@ -71,6 +71,10 @@ def _words(hint: Any) -> str:
     """
     if get_origin(hint) in (Union, UnionType, Literal):
         return " or ".join(map(_words, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "a list such as [4, 8]" if int in get_args(hint) else "a list such as [0.5, 0.75]"
+    if get_origin(hint) is dict:
+        return 'a mapping such as {"img_size": 64}'
     names: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     return names.get(hint, str(hint))
 

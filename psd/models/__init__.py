@@ -30,6 +30,14 @@ from psd.models.cifar import BUILT_IN, CifarResNet, WideResNet
 from psd.models.parameters import freeze_backbone, parameter_groups, train_mode
 from psd.models.transfer import Report, read, transfer
 
+# Options of the libraries' constructors by which they read files, pickles too, or fetch them.
+FETCHING = (
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "weights_backbone",
+)
 HEADS = {**segmentation.HEADS, **detection.HEADS}
 
 __all__ = [
@@ -84,6 +92,9 @@ def build(name: str, num_classes: int, *, weights: str | os.PathLike[str] | None
         raise Refused(f"num_classes must be an int of at least 2, got {num_classes!r}")
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise Refused(f'weights must be None, "default" or the path of a file, got {weights!r}')
+    for key in FETCHING:
+        if key in options:
+            raise Refused(f"model.options.{key} is not taken, as it loads files unchecked; weights go by model.weights")
     if "@" in name:
         return _with_head(name, int(num_classes), weights, options)
     source, _, bare = name.rpartition(":")

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from psd.reporting.style import in_figure
+
 
 def image_grid(
     images: Sequence[Sequence[Tensor]],
@@ -39,10 +41,10 @@ def image_grid(
             ax.set_axis_on()
             show_image(ax, image, patch_size)
             if rows and c == 0:
-                ax.set_ylabel(rows[r], fontsize="small")
+                ax.set_ylabel(in_figure(rows[r]), fontsize="small")
             if columns and r == 0:
-                ax.set_title(columns[c], fontsize="small")
-    figure.suptitle(title, fontsize="medium")
+                ax.set_title(in_figure(columns[c]), fontsize="small")
+    figure.suptitle(in_figure(title), fontsize="medium")
     return figure
 
 

@@ -13,7 +13,7 @@ from psd.checks import Refused, did_you_mean
 from psd.reporting.selection import BASELINE, curves, differences, near, provenance, repeats, unit, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
-from psd.reporting.style import Colour, direction, finding, label, palette, small_print
+from psd.reporting.style import Colour, direction, finding, in_figure, label, palette, small_print
 from psd.tasks import Metric
 from psd.training.records import Record
 
@@ -78,7 +78,7 @@ def against_compute(
     longest = max(shared)
     where = f"{longest:,g} epochs" if epochs else f"{longest:,.0f} image passes"
     title = finding(shared[longest], baseline)
-    figure.suptitle(f"{title}\n{records[0].data}, {records[0].model}, {where}", fontsize="medium")
+    figure.suptitle(in_figure(f"{title}\n{records[0].data}, {records[0].model}, {where}"), fontsize="medium")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
 
     runs = repeats(records)
@@ -138,8 +138,8 @@ def _over_length(
     if metric.better == "zero":
         top.axhline(0, color="black", linewidth=0.8)
     counted = unit(metric, difference=True)
-    top.set_title(f"{label(metric)}, {direction(metric)}", fontsize="medium")
-    below.set_title(f"minus {baseline}" + (f" ({counted})" if counted else ""), fontsize="medium")
+    top.set_title(in_figure(f"{label(metric)}, {direction(metric)}"), fontsize="medium")
+    below.set_title(in_figure(f"minus {baseline}" + (f" ({counted})" if counted else "")), fontsize="medium")
     for ax in (top, below):
         _length_axis(ax, sorted({x for points in lines.values() for x in points}))
         ax.grid(alpha=0.3)
@@ -156,7 +156,7 @@ def _line(ax: Axes, points: dict[float, list[float]], look: Look, full: dict[flo
     for x, ((middle, _), is_full) in found.items():
         ax.plot(x, middle, look.marker, color=look.colour, markerfacecolor=look.colour if is_full else "white")
     if name:
-        ax.plot([], [], marker=look.marker, label=name, **style)
+        ax.plot([], [], marker=look.marker, label=in_figure(name), **style)
 
 
 def _length_axis(ax: Axes, lengths: Iterable[float]) -> None:

@@ -19,7 +19,7 @@ from psd.reporting.lengths import against_compute
 from psd.reporting.selection import BASELINE, by_method, differences, heading, primary, provenance, repeats, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
-from psd.reporting.style import Colour, described, direction, finding, label, palette, save, small_print
+from psd.reporting.style import Colour, described, direction, finding, in_figure, label, palette, save, small_print
 from psd.tasks import Metric
 from psd.training.records import Record
 
@@ -65,12 +65,12 @@ def comparison(records: Sequence[Record]) -> Figure:
     loss.grid(alpha=0.3)
     for k, (ax, metric) in enumerate(zip(dots, shown, strict=True)):
         _dots(ax, rows, metric, colours)
-        ax.set_xlabel(f"test {label(metric)}, {direction(metric)}")
+        ax.set_xlabel(in_figure(f"test {label(metric)}, {direction(metric)}"))
         if metric.better == "lower":
             ax.set_xlim(left=0)
         if k:
             ax.set_yticklabels([])
-    figure.suptitle(f"{finding(rows)}\n{heading(records[0]).strip('*')}", fontsize="medium")
+    figure.suptitle(in_figure(f"{finding(rows)}\n{heading(records[0]).strip('*')}"), fontsize="medium")
     small_print(figure, provenance(records))
     return figure
 
@@ -109,14 +109,15 @@ def forest(records: Sequence[Record], other: str = BASELINE) -> Figure:
         ax.plot(numbers, [y] * len(numbers), "o", color=colour, alpha=0.4, markersize=4)
         ax.errorbar(middle, y, xerr=half, fmt="D", color=colour, capsize=3, markersize=6)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(found)), list(found))
+    ax.set_yticks(range(len(found)), list(map(in_figure, found)))
     ax.set_ylim(len(found) - 0.5, -0.5)
     above = "below" if sign < 0 else "above"
     minus = above if metric.unit == "%" else "minus that of"
-    ax.set_xlabel(f"{label(metric, difference=True)} {minus} {other},\nmean and 95% interval over {repeats(records)}")
+    measured = f"{label(metric, difference=True)} {minus} {other}"
+    ax.set_xlabel(in_figure(f"{measured},\nmean and 95% interval over {repeats(records)}"))
     ax.grid(axis="x", alpha=0.3)
     many = f"{clear} of {len(found)} methods are {above} {other} with a difference apart from zero"
-    figure.suptitle(f"{many}\n{heading(records[0]).strip('*')}", fontsize="medium")
+    figure.suptitle(in_figure(f"{many}\n{heading(records[0]).strip('*')}"), fontsize="medium")
     small_print(figure, f"Gray: not apart from zero ({how_tested(len(tested))}).\n{provenance(records)}".strip())
     return figure
 
@@ -132,7 +133,7 @@ def _loss_curve(ax: Axes, name: str, row: Sequence[Record], term: str, colour: C
         steps = torch.tensor([entry["steps"] for entry in record.epochs]).cumsum(0)
         passes = (steps * record.image_passes / steps[-1]).tolist()
         losses = [max(entry[term], 1e-4) for entry in record.epochs]  # 0 has no place on a log axis
-        ax.plot(passes, losses, color=colour, linewidth=1, label=None if k else name)
+        ax.plot(passes, losses, color=colour, linewidth=1, label=None if k else in_figure(name))
 
 
 def _dots(ax: Axes, rows: dict[str, list[Record]], metric: Metric, colours: dict[str, Colour]) -> None:
@@ -143,7 +144,7 @@ def _dots(ax: Axes, rows: dict[str, list[Record]], metric: Metric, colours: dict
             middle, half = interval(numbers)
             ax.plot(numbers, [y] * len(numbers), "o", color=colours[name], alpha=0.5, markersize=5)
             ax.errorbar(middle, y, xerr=half, fmt="D", color=colours[name], capsize=4, markersize=7)
-    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_yticks(range(len(rows)), list(map(in_figure, rows)))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.margins(x=0.1)
     ax.grid(axis="x", alpha=0.3)

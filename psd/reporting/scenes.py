@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from psd import tasks
 from psd.data.dense import MeasuredScenes
 from psd.data.scenes import Scenes
-from psd.reporting.style import palette
+from psd.reporting.style import in_figure, palette
 from psd.training.evaluation import evaluating
 
 SMALLEST = 40  # pixels of a region that is given its name
@@ -63,12 +63,12 @@ def scene_grid(
             )  # that the colours of a mask are told from the picture's
             ax.imshow(_pale(image) if pale else image.permute(1, 2, 0).numpy(), interpolation="nearest")
             if r == 0:
-                ax.set_title(name, fontsize=10)
+                ax.set_title(in_figure(name), fontsize=10)
             if shown is not None and task == "segmentation":
                 _show_mask(ax, shown[r].argmax(0) if shown[r].ndim == 3 else shown[r], data.classes)
             elif shown is not None:
                 _show_boxes(ax, shown[r], data.classes, score)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=11)
     return figure
 
 
@@ -112,4 +112,4 @@ def _show_boxes(ax: Axes, found: dict[str, Tensor], classes: Sequence[str], scor
 
 def _write(ax: Axes, x: float, y: float, text: str, align: str) -> None:
     outline = [withStroke(linewidth=2, foreground="white")]
-    ax.text(x, y, text, fontsize=7, ha=align, va="bottom", color="black", path_effects=outline, clip_on=True)
+    ax.text(x, y, in_figure(text), fontsize=7, ha=align, va="bottom", color="black", path_effects=outline, clip_on=True)

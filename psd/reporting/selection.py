@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from psd import tasks
-from psd.checks import Refused
+from psd.checks import Refused, naming
 from psd.tasks import Metric
 from psd.training import config
-from psd.training.records import Record
+from psd.training.records import Record, check_whole
 
 BASELINE = "cross_entropy"
 OWN = "own_loss"  # the baseline where networks compute their losses themselves
@@ -34,6 +34,8 @@ def groups(paths: Iterable[str | os.PathLike[str]]) -> list[list[Record]]:
     found: dict[str, tuple[Path, Record]] = {}
     for file in _files([Path(path) for path in paths]):
         record = Record.read(file)
+        with naming(file):
+            check_whole(record)
         if record.name in found and file.resolve() != found[record.name][0].resolve():
             raise Refused(f"{file} and {found[record.name][0]} are records of one run, {record.name}; name one")
         found[record.name] = (file, record)
@@ -62,13 +64,13 @@ def heading(record: Record) -> str:
 
 def budget_name(record: Record) -> str:
     budget = record.config["budget"]
-    return f"{budget['epochs']} epochs" if budget["epochs"] else f"{budget['image_passes']:,} image passes"
+    return f"{budget['epochs']} epochs" if budget.get("epochs") else f"{budget['image_passes']:,} image passes"
 
 
 def budget_size(record: Record) -> tuple[bool, int]:
     """What budgets are sorted by: those in epochs first."""
     budget = record.config["budget"]
-    return not budget["epochs"], budget["epochs"] or budget["image_passes"]
+    return not budget.get("epochs"), budget.get("epochs") or budget["image_passes"]
 
 
 def steps(record: Record) -> int:
@@ -152,7 +154,7 @@ def curves(records: Iterable[Record], by_epochs: bool = False) -> dict[str, dict
 
 def length(record: Record, by_epochs: bool) -> float:
     """Of a run: its budget in image passes, or the passes that a budget in epochs took; or its epochs."""
-    return epochs(record) if by_epochs else record.config["budget"]["image_passes"] or record.image_passes
+    return epochs(record) if by_epochs else record.config["budget"].get("image_passes") or record.image_passes
 
 
 def near(points: Iterable[float], x: float) -> float | None:
@@ -258,4 +260,4 @@ def _protocol(record: Record) -> dict[str, Any]:
     }
     if record.config["data"].get("replicate"):
         del sections["data"]["seed"]
-    return {**sections, "run": same, "task": {"name": record.task}, "test": {"images": record.final["n_test"]}}
+    return {**sections, "run": same, "task": {"name": record.task}, "test": {"images": record.final.get("n_test")}}

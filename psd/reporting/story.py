@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from psd.checks import Refused
+from psd.checks import Refused, printable
 from psd.reporting.images import show_image
-from psd.reporting.style import palette
+from psd.reporting.style import in_figure, palette
 
 SECONDS = 9  # of one round of the animation
 STAGES = ("images", "pair", "swap", "network", "predictions", "loss")
@@ -132,8 +132,8 @@ def still(
         axes[0, k].set_title(names[k], fontsize=11)
         axes[1, k].barh([0], [p], color=palette(1)[0])
         axes[1, k].set(xlim=(0, 1), yticks=[], xticks=[0, 0.5, 1])
-        axes[1, k].set_xlabel(f"{what} = {p:.2f}", fontsize=11)
-    figure.suptitle(title, fontsize=12)
+        axes[1, k].set_xlabel(in_figure(f"{what} = {p:.2f}"), fontsize=11)
+    figure.suptitle(in_figure(title), fontsize=12)
     return figure
 
 
@@ -205,4 +205,4 @@ def _jpeg(image: Tensor) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from psd.checks import Refused
+from psd.checks import Refused, printable
+from psd.files import replacing
 from psd.reporting.selection import BASELINE, differences, primary, unit, values
 from psd.reporting.statistics import interval
 from psd.tasks import Metric
@@ -24,10 +25,8 @@ SMALL = 8.5  # points, of the small print under a figure
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
     """Write a figure whole or not at all; the format is that of the path's ending."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(temporary, dpi=dpi)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=path.suffix.removeprefix(".") or None)
 
 
 class Described:
@@ -87,6 +86,15 @@ def finding(rows: dict[str, list[Record]], baseline: str = BASELINE) -> str:
     return f"{leader} {reached}, {margin} {unit(metric, difference=True)}".rstrip() + f" {over} {baseline}"
 
 
+def in_figure(text: str) -> str:
+    r"""A text that may hold names from outside, for matplotlib to write as it is: no control characters, no formulas.
+
+    >>> print(in_figure("costs 3$"))
+    costs 3\$
+    """
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
+
+
 def label(metric: Metric, difference: bool = False) -> str:
     if difference and metric.unit == "%":
         return f"points of {metric.title}"
@@ -99,4 +107,4 @@ def direction(metric: Metric) -> str:
 
 def small_print(figure: Figure, text: str) -> None:
     if text:
-        figure.supxlabel(text, fontsize=SMALL, x=0.01, ha="left")
+        figure.supxlabel(in_figure(text), fontsize=SMALL, x=0.01, ha="left")

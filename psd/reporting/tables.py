@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from psd.checks import Refused
+from psd.checks import Refused, markdown
 from psd.reporting.selection import (
     BASELINE,
     OWN,
@@ -100,7 +100,7 @@ def fill(text: str, folder: Path) -> str:
 
 
 def _section(title: str, table: str, *below: str) -> str:
-    return "\n\n".join(part for part in (title, table, *below) if part) + "\n"
+    return "\n\n".join(part for part in (markdown(title), table, *map(markdown, below)) if part) + "\n"
 
 
 def _table(records: list[Record], costs: bool) -> str:
@@ -119,7 +119,7 @@ def _table(records: list[Record], costs: bool) -> str:
         **{_column(metric): measured(metric) for metric in others},
         "images a step": lambda name, row: str(round(row[0].image_passes / steps(row[0]))),
         "steps": lambda name, row: f"{steps(row[0]):,}",
-        "lr": lambda name, row: f"{row[0].config['optimizer']['lr']:g}",
+        "lr": lambda name, row: _rate(row[0]),
         "begins with": lambda name, row: _begins_with(row[0]),
         "seeds": lambda name, row: str(len(row)),
         "epochs": lambda name, row: f"{epochs(row[0]):g}",
@@ -175,6 +175,7 @@ def _by_budget(budgets: list[list[Record]]) -> list[str]:
 
 def _markdown(lines: list[list[str]]) -> str:
     """A table with its first line as head; readable as plain text, too."""
+    lines = [list(map(markdown, line)) for line in lines]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in (lines[0], rule, *lines[1:]))
@@ -192,7 +193,7 @@ def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:
         for key, numbers in columns.items():
             middle, half = interval(numbers) if numbers else (None, None)
             line |= {key: middle, f"{key}_half_interval": half}
-        line |= {"n_test": row[0].final["n_test"], "epochs": epochs(row[0])}
+        line |= {"n_test": row[0].final.get("n_test"), "epochs": epochs(row[0])}
         line |= {"image_passes": row[0].image_passes, "forwards": _forwards(row[0])}
         peaks = [record.peak_memory for record in row]
         line |= {"seconds": mean(r.seconds for r in row), "peak_memory": None if None in peaks else max(peaks)}  # type: ignore[type-var]
@@ -202,7 +203,7 @@ def _numbers(records: list[Record]) -> Iterator[dict[str, Any]]:
 def _caption(records: list[Record]) -> str:
     rows = by_method(records)
     some = "" if _same_seeds(rows) else ", as many of them as the column says"
-    tested = " / ".join(f"{n:,}" for n in sorted({record.final["n_test"] for record in records}))
+    tested = " / ".join(f"{n:,}" for n in sorted({record.final.get("n_test", 0) for record in records}))
     devices = ", ".join(sorted({record.device for record in records}))
     return (
         f"{_seeds(records)}{some}; {tested} test images, after the last epoch. {_better(metrics(records).values())}."
@@ -259,7 +260,12 @@ def _same_seeds(rows: dict[str, list[Record]]) -> bool:
 
 
 def _differ(records: list[Record], section: str, key: str) -> bool:
-    return len({record.config[section][key] for record in records}) > 1
+    return len({str(record.config[section].get(key)) for record in records}) > 1
+
+
+def _rate(record: Record) -> str:
+    lr = record.config["optimizer"].get("lr")  # of an optimiser of one's own it is not known
+    return f"{lr:g}" if isinstance(lr, (int, float)) else "–"
 
 
 def _begins_with(record: Record) -> str:

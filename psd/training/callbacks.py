@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psd.training.records import write_atomically
+from psd.files import blaming, write_atomically
 
 if TYPE_CHECKING:
     from psd.training.loop import Loop
+    from psd.training.tracking import Tracking
 
 Entry = dict[str, Any]
 
@@ -85,11 +86,11 @@ class MetricsLog(Callback):
 
     Args:
         folder: of the run.
-        tracker: an `accelerate.Accelerator` whose trackers get the numbers too, or None.
+        tracking: a tracker, which gets the numbers too, or None.
     """
 
-    def __init__(self, folder: Path, tracker: Any = None) -> None:
-        self.path, self.tracker = folder / "metrics.jsonl", tracker
+    def __init__(self, folder: Path, tracking: Tracking | None = None) -> None:
+        self.path, self.tracking = folder / "metrics.jsonl", tracking
         self._begin: int | None = None
 
     def begin(self, loop: Loop) -> None:
@@ -107,17 +108,10 @@ class MetricsLog(Callback):
         if self._begin is not None:
             self._drop_what_follows(self._begin)
             self._begin = None
-        with self.path.open("a", encoding="utf-8") as file:
+        with blaming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.tracker is not None:
-            test = {f"test/{key}": value for key, value in values.get("test", {}).items()}
-            numbers = {key: value for key, value in {**values, **test}.items() if isinstance(value, (int, float))}
-            self.tracker.log(numbers, step=step)
-
-    def end(self, loop: Loop) -> None:
-        if self.tracker is not None:
-            for tracker in self.tracker.trackers:
-                tracker.finish()
+        if self.tracking is not None:
+            self.tracking.add(step, values)
 
     def _drop_what_follows(self, step: int) -> None:
         if self.path.is_file():

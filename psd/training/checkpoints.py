@@ -1,25 +1,26 @@
 """Checkpoints: weights in safetensors, the rest in a file that `torch.load(weights_only=True)` reads.
 
-A checkpoint is a folder `step-<number>`, written under a temporary name and renamed, so that it is whole or absent.
+A checkpoint is a folder `step-<number>`, written under another name and renamed, so that it is whole or absent. One
+process alone writes there (`psd.training.folder`), so what is found under that other name is of one that was killed.
 No random state is kept: every draw of a run is a function of its seed and step.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import nn
 
-from psd import models
-from psd.checks import Refused
-from psd.training.records import replacing
+from psd import files, models
+from psd.checks import Refused, brief
 
 KEEP = 2
 
@@ -30,17 +31,23 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any]) -> Pa
     Later ones go too: they are of a course that was left when the run went back to an older checkpoint.
 
     Raises:
-        ValueError: a state of more than tensors, numbers, strings and containers of them.
+        ValueError: a state of more than tensors, numbers, strings and containers of them. OSError: naming the
+            checkpoint that cannot be written; those from before are as they were.
     """
-    path = folder / f"step-{step:09d}"
-    temporary = folder / f".{path.name}.{os.getpid()}"
+    path, temporary = folder / f"step-{step:09d}", folder / ".step.part"
+    rest = io.BytesIO()  # torch's own writing into a file hides that a disk is full
+    torch.save(state, rest)
+    rest.seek(0)
+    _read_state(rest)  # what cannot be read again is refused now, not when a run needs it
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        save_file(_weights(model), temporary / "model.safetensors")
-        torch.save(state, temporary / "state.pt")
-        _read_state(temporary)  # what cannot be read again is refused now, not when a run needs it
-        remove(path)
-        temporary.rename(path)
+        with files.blaming(path, temporary):
+            files.make_folder(folder)
+            temporary.mkdir()
+            (temporary / "model.safetensors").write_bytes(serialised(_weights(model)))
+            (temporary / "state.pt").write_bytes(rest.getbuffer())
+            remove(path)
+            files.put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = [other for other in every(folder) if other <= path][-KEEP:]
@@ -53,7 +60,7 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any]) -> Pa
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights and the rest of what was saved; ValueError naming what is missing or unreadable."""
     try:
-        weights, state = load_file(path / "model.safetensors"), _read_state(path)
+        weights, state = load_file(path / "model.safetensors"), _read_state(path / "state.pt")
     except Exception as error:  # safetensors, pickle and zip each raise their own kinds
         raise Refused(
             f"run.resume: {path} is no readable checkpoint: {error}. "
@@ -78,8 +85,8 @@ def every(folder: Path) -> list[Path]:
 
 def save_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Weights and, in the file's header, what is needed to build the model again; whole or not at all."""
-    with replacing(path) as temporary:
-        save_file(_weights(model), temporary, metadata)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(serialised(_weights(model), metadata))
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -109,7 +116,10 @@ def load_model(path: str | Path) -> nn.Module:
         raise Refused(f"{file}: not readable as safetensors: {error}") from error
     if "model" not in metadata:
         raise Refused(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
-    model = models.build(metadata["model"], int(metadata["classes"]), **json.loads(metadata.get("options", "{}")))
+    try:
+        model = _described(metadata, weights)
+    except Exception as error:  # what a stranger's header says may be anything, and fail anywhere
+        raise Refused(f"{file}: its header names no network that can be built: {error}") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -117,9 +127,19 @@ def load_model(path: str | Path) -> nn.Module:
     return model.eval()
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _described(metadata: dict[str, str], weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The network that a file's header tells of."""
+    classes, options = int(metadata["classes"]), json.loads(metadata.get("options", "{}"))
+    if not isinstance(options, dict) or "weights" in options:
+        raise Refused(f"options must be a mapping without weights, got {brief(options)}")
+    if classes > max((size for value in weights.values() for size in value.shape if value.numel()), default=0):
+        raise Refused(f"its weights are not those of {classes} classes")  # before memory is asked for so many
+    return models.build(metadata["model"], classes, **options)
+
+
+def _read_state(file: Path | io.BytesIO) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, EOFError) as error:  # torch's own words advise to load without weights_only
         kinds = "tensors, numbers, strings and containers of them"
         raise Refused(f"state.pt is damaged or holds other things than {kinds}") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from psd.checks import Refused
+from psd.checks import Refused, brief
 from psd.training.config import BudgetConfig, Config, DataConfig, RunConfig, check_mapping, from_dict, merge
 
 ROW_SECTIONS = ("data", "model", "optimizer")  # of a run, those that the methods of a comparison may differ in
@@ -55,9 +56,23 @@ class Comparison:
         options = {key: value for key, value in method.items() if key != "variant" and "." not in key}
 
         def filled(given: dict[str, Any]) -> dict[str, Any]:
-            return {key: value.format(**places) if isinstance(value, str) else value for key, value in given.items()}
+            return {key: _filled(value, places) if isinstance(value, str) else value for key, value in given.items()}
 
         return {**base, **{key: {**base[key], **filled(own[key])} for key in own}, "method": filled(options)}
+
+
+def _filled(text: str, places: dict[str, Any]) -> str:
+    """With what stands for {output}, {budget} and {seed}; not `str.format`, whose fields can ask for far more."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in places:
+            known = ", ".join(f"{{{name}}}" for name in places)
+            raise Refused(
+                f"compare.methods: {brief(text)} has {brief(found[0])}, which stands for nothing; known: {known}"
+            )
+        return str(places[found[1]])
+
+    return re.sub(r"\{([^{}]*)\}", value, text)
 
 
 def shortened(whole: Comparison) -> Comparison:

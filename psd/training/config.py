@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,8 @@ NOT_PART_OF_THE_RESULT = (
         "run.progress",
         "run.checkpoint_every",
         "run.compile",
-        "run.tensorboard",
+        "run.track",
+        "run.tensorboard",  # of records from before run.track
         "run.overwrite",
     ),
 )
@@ -75,13 +76,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         data.check_name(self.name)
-        counts = dict.fromkeys(("classes", "per_class", "size", "count", "batch_size", "crop_size"), ">= 1")
+        counts = dict.fromkeys(("classes", "per_class", "batch_size"), ">= 1")
+        sides = dict.fromkeys(("size", "crop_size"), ">= 1 and <= 4096")  # of squares in memory
         check_settings(
             "data",
             self,
             **counts,
+            **sides,
+            count=">= 1 and <= 10000000",
             label_noise=">= 0 and <= 1",
-            crop_padding=">= 0",
+            crop_padding=">= 0 and <= 4096",
             crop_scale="> 0 and <= 1",
             workers=">= 0",
         )
@@ -89,7 +93,9 @@ class DataConfig:
     @property
     def label(self) -> str:
         """The data's name in records: whatever changes the images is part of it."""
-        parts = [Path(self.name.partition(":")[2]).name if data.at_a_path(self.name) else self.name]
+        parts = [self.name]
+        if data.at_a_path(self.name):
+            parts = [os.path.basename(os.path.abspath(self.name.partition(":")[2]))]  # of "." too, which has no name
         parts += [f"{key}{value}" for key in ("classes", "per_class", "size", "count") if (value := getattr(self, key))]
         parts += [f"noise{self.label_noise:g}"] if self.label_noise else []
         draw = "replicates" if self.replicate else f"seed{self.seed}" if self.seed else None
@@ -151,7 +157,8 @@ class BudgetConfig:
                 f"budget: give either epochs or image_passes, got epochs={self.epochs} and "
                 f"image_passes={self.image_passes}"
             )
-        check_settings("budget", self, epochs=">= 1", image_passes=">= 1")
+        most = ">= 1 and <= 1000000000000"
+        check_settings("budget", self, epochs=most, image_passes=most)
 
     @property
     def label(self) -> str:
@@ -225,7 +232,8 @@ class RunConfig:
     another, to save memory; BatchNorm normalises each part by itself and moves its running statistics once for each,
     as where gradients are accumulated by hand. Of several processes, the running statistics are those of the main one,
     as in DistributedDataParallel. sync_batchnorm: BatchNorm over all processes' images.
-    tensorboard: write its event files beside metrics.jsonl.
+    track: give settings and metrics to "tensorboard", "wandb", "trackio" or "mlflow" too, which has to be installed. It
+    writes into the run's folder; but trackio into its own, TRACKIO_DIR, and mlflow to MLFLOW_TRACKING_URI where set.
     """
 
     seed: int = 0
@@ -241,7 +249,7 @@ class RunConfig:
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = "auto"
     accumulate: int = 1
     sync_batchnorm: bool = False
-    tensorboard: bool = False
+    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None = None
 
     def __post_init__(self) -> None:
         check_settings("run", self, seed=">= 0", evaluate_every=">= 0", checkpoint_every=">= 0", accumulate=">= 1")
@@ -249,8 +257,10 @@ class RunConfig:
             raise Refused(f"run.variant is part of a file name: letters, digits, '.-_' only, got {self.variant!r}")
         if self.device not in (None, "cpu", "cuda", "mps"):
             raise Refused(f"run.device must be cpu, cuda or mps, got {self.device!r}")
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise Refused('run.tensorboard needs tensorboard, which is missing: pip install ".[tensorboard]"')
+        if self.track is not None:
+            from psd.training.tracking import check_installed
+
+            check_installed(self.track)
 
 
 @dataclass
@@ -373,11 +383,20 @@ def from_dict(values: dict[str, Any]) -> Config:
 
     A recipe's `compare` section is not part of a run and is passed over.
     """
+    values = _without_old(values)
     check_keys(values)
     built: dict[str, Any] = {key: SECTIONS[key](**values[key]) for key in SECTIONS if key in values}
     if "method" in values:
         built["method"] = methods.build(**values["method"])
     return Config(**built)
+
+
+def _without_old(values: dict[str, Any]) -> dict[str, Any]:
+    """Without `run.tensorboard: false`, which records from before `run.track` hold and which asks for nothing."""
+    run = values.get("run")
+    if not isinstance(run, dict) or run.get("tensorboard") is not False:
+        return values
+    return {**values, "run": {key: value for key, value in run.items() if key != "tensorboard"}}
 
 
 def check_keys(values: dict[str, Any]) -> None:
@@ -386,6 +405,8 @@ def check_keys(values: dict[str, Any]) -> None:
     name = method.get("name") if isinstance(method, dict) else None
     if "method" in values and name is None:
         raise Refused(f"method.name is missing; known: {', '.join(methods.names())}")
+    if name is not None and not isinstance(name, str):
+        raise Refused(f"method.name must be a string, got {_in_brief(name)}; known: {', '.join(methods.names())}")
     for section, options in values.items():
         if section == "compare":
             continue
@@ -448,19 +469,16 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """extending: the files that brought us here, each of which extends the next."""
-    import yaml
+    from psd.training import plain_yaml
 
     files = (*extending, path.resolve())
     if files[-1] in extending:
         circle = files[extending.index(files[-1]) :]
         raise Refused(f"extends goes in a circle: {' -> '.join(file.name for file in circle)}")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+    found = plain_yaml.read(path)
     if not isinstance(found, dict):
         raise Refused(f"{path}: a recipe is a mapping with the keys {', '.join((*SECTIONS, 'method'))}")
-    values: dict[str, Any] = found
+    values: dict[str, Any] = _without_old(found)
     if "extends" in values:
         values = merge(_read(_extended(path, values.pop("extends")), files), values)
     check_keys(values)
@@ -495,7 +513,7 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """
     for key, section in changes.items():
         check_mapping(key, section)
-    if len(changes.get("budget", {})) == 1 and not set(changes["budget"].values()) & {None, "null"}:
+    if len(changes.get("budget", {})) == 1 and not any(v is None or v == "null" for v in changes["budget"].values()):
         values = {**values, "budget": {}}
     method = changes.get("method", {}).get("name", None)
     if method is not None and method != values.get("method", {}).get("name"):
@@ -544,6 +562,8 @@ def _plain(value: Any) -> Any:
 
 
 def _unknown(key: str, known: list[str]) -> str:
+    if key == "run.tensorboard":
+        return "run.tensorboard is no longer a setting: write run.track: tensorboard, or leave it out"
     section, _, option = key.rpartition(".")
     meant = f"{section}.{ELSEWHERE.get(option, option)}"
     near = f"; did you mean {meant!r}?" if meant in known else did_you_mean(key, known)

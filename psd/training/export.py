@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from psd.checks import Refused
+from psd.files import replacing
 from psd.training.checkpoints import load_model, save_model
-from psd.training.records import replacing
 
 Format = Literal["safetensors", "onnx", "torch_export"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}

@@ -33,6 +33,7 @@ from psd.training.given import Given, check_learns, classes_of
 from psd.training.loop import Loop, Plan
 from psd.training.place import Place
 from psd.training.records import Record
+from psd.training.trouble import ranks_in_words
 
 
 def train(config: Config, on_epoch: Callable[[Entry], None] | None = None) -> Record:
@@ -51,7 +52,7 @@ def train(config: Config, on_epoch: Callable[[Entry], None] | None = None) -> Re
     """
     if not isinstance(config, Config):
         raise Refused(f"config must be a psd.Config, such as psd.config.recipe('shapes'), got {config!r}")
-    with Place(config.run, RunFolder(config.run, config.name, {}).path) as place:
+    with ranks_in_words(), Place(config.run, RunFolder(config.run, config.name, {}).path) as place:
         settings = settings_of(config, place)
         done = place.processes.on_main(RunFolder(config.run, config.name, settings).finished)
         if done is not None:
@@ -132,7 +133,7 @@ def fit(
                 "of a function"
             )
     pieces = Given(model, train, test, tune, method, task, budget, optimizer, schedule, batch_size, run, name, loading)
-    with Place(pieces.run, RunFolder(pieces.run, pieces.name, {}).path) as place:
+    with ranks_in_words(), Place(pieces.run, RunFolder(pieces.run, pieces.name, {}).path) as place:
         plan = pieces.plan(place, logits)
         done = place.processes.on_main(RunFolder(plan.run, plan.name, plan.settings).finished)
         if done is not None:

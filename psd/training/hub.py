@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from psd import tasks
-from psd.checks import Refused
+from psd.checks import Refused, markdown, naming, printable
 from psd.training.checkpoints import load_model
-from psd.training.records import Record
+from psd.training.records import Record, check_whole
 
 PREFIX = "hub:"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,7 +51,10 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False)
     if not NAME.fullmatch(repository):
         raise Refused(f"repository must be owner/name, got {repository!r}")
     load_model(folder)  # refuses what nobody could load again
-    record = without_paths(Record.read(folder.with_name(f"{folder.name}.json")))
+    file = folder.with_name(f"{folder.name}.json")
+    record = without_paths(Record.read(file))
+    with naming(file):
+        check_whole(record)
     with tempfile.TemporaryDirectory() as prepared:
         weights = (folder / "model.safetensors").resolve()
         (Path(prepared) / "model.safetensors").symlink_to(weights)
@@ -87,19 +90,22 @@ def fetch(name: str) -> Path:
 def card(record: Record, repository: str) -> str:
     """The model's page, in Markdown with the hub's YAML header."""
     data = record.config.get("data", {}).get("name", record.data)
-    header = {"library_name": "psd", "tags": ["self-distillation", record.task, record.method]}
+    header = {"library_name": "psd", "tags": ["self-distillation", printable(record.task), printable(record.method)]}
     known = [metric for metric in tasks.find(record.task).metrics if record.final.get(metric.name) is not None]
     told = [metric.text(record.final[metric.name]).removeprefix(metric.title) for metric in known]
-    rows = [f"| {metric.title} |{text} |" for metric, text in zip(known, told, strict=True)]
+    rows = [f"| {markdown(metric.title)} |{markdown(text)} |" for metric, text in zip(known, told, strict=True)]
     terms = next((text for name, text in DATA.items() if record.data.startswith(name)), OWN_DATA)
     settings = yaml.safe_dump(record.config, sort_keys=False)
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))  # no text in it is its end
+    what = f"{_code(record.model)}, trained by {_code(record.method)} on {_code(data)}"
+    revision = markdown(record.revision or "unknown")
+    versions = markdown(", ".join(f"{name} {version}" for name, version in record.versions.items()))
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---
 
 # {repository.partition("/")[2]}
 
-`{record.model}`, trained by `{record.method}` on `{data}` with psd, self-distillation by intra-class patch swap
+{what} with psd, self-distillation by intra-class patch swap
 ([paper](https://arxiv.org/abs/2505.14124)).
 
 ```python
@@ -119,11 +125,11 @@ little on which method is better.
 
 ## How it was made
 
-{record.image_passes:,} image passes on {record.device}; {versions}; revision {record.revision or "unknown"}. The whole
+{record.image_passes:,} image passes on {markdown(record.device)}; {versions}; revision {revision}. The whole
 record is `record.json`. Settings:
 
-```yaml
-{settings}```
+{fence}yaml
+{settings}{fence}
 
 ## Data
 
@@ -142,6 +148,10 @@ def without_paths(record: Record) -> Record:
             kind, colon, path = value.partition(":") if re.match(r"[\w-]{2,}:", value) else ("", "", value)
             config[section][key] = kind + colon + PureWindowsPath(path).name  # which knows both kinds of slashes
     return replace(record, config=config)
+
+
+def _code(text: object) -> str:
+    return "`" + printable(text).replace("`", "'") + "`"
 
 
 def _library() -> tuple[Any, tuple[type[Exception], ...]]:

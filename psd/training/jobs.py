@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ from pathlib import Path
 
 from psd import threads
 from psd.checks import Refused
+from psd.files import write_atomically
 from psd.tasks import Metric
 from psd.training.config import Config, from_dict
 from psd.training.fit import finished, train
@@ -99,9 +103,14 @@ class _Worker:
 
 
 def work() -> None:
-    """Train the runs whose files of settings standard input names, a line each: what `train_all` starts."""
-    for line in sys.stdin:
-        file = Path(line.strip())
+    """Train the runs whose files of settings standard input names, a line each: what `train_all` starts.
+
+    Where standard input ends, so has who gives the runs: one that is at work then stops as by SIGTERM.
+    """
+    given: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(given,), daemon=True).start()
+    while (line := given.get()) is not None:
+        file = Path(line)
         try:
             train(from_dict(json.loads(file.read_text(encoding="utf-8"))))
             kind, why = "trained", ""
@@ -112,11 +121,18 @@ def work() -> None:
         except Exception as error:
             traceback.print_exc()
             kind, why = "failed", f"{type(error).__name__}: {error}"
-        answer = file.with_suffix(".answer")
-        answer.with_suffix(".part").write_text(json.dumps([kind, why]), encoding="utf-8")
-        answer.with_suffix(".part").replace(answer)
+        write_atomically(file.with_suffix(".answer"), json.dumps([kind, why]))
         if kind == "failed":
             sys.exit(1)  # after an error of CUDA nothing works in its process
+
+
+def _listen(given: queue.SimpleQueue[str | None]) -> None:
+    """Pass the lines of standard input on. It is read without a buffer, whose lock would be held at Python's end."""
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            given.put(os.fsdecode(line.strip()))
+    given.put(None)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def train_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +30,18 @@ from psd.training.folder import RunFolder
 from psd.training.place import Place
 from psd.training.processes import Termination
 from psd.training.records import Record
+from psd.training.tracking import Tracking
+from psd.training.trouble import memory_in_words
 from psd.training.watch import REMEDY, Diverged, Watch, numbers_of
 
 COMPILE_FROM = 1000  # steps of a run for which compiling, a minute or so, is worth it
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM came. A checkpoint is written, and with `run.resume` "auto" the run goes on from it."""
+    """SIGTERM came, or the launcher of several processes has ended.
+
+    A checkpoint is written, and with `run.resume` "auto" the run goes on from it.
+    """
 
 
 @dataclass
@@ -127,8 +133,13 @@ class Loop:
     def run(self) -> Record:
         """Train to the end and write the result."""
         on_main = self.place.processes.on_main
-        on_main(self.folder.prepare)
-        self._resume(on_main(self.folder.newest))
+        on_main(self.folder.take)
+        with contextlib.closing(self.folder), memory_in_words(self):
+            self._resume(on_main(self.folder.newest))
+            self._train()
+            return self._finish()
+
+    def _train(self) -> None:
         records.forget_peak_memory(self.place.device)
         self.since = time.perf_counter()
         with contextlib.ExitStack() as open_until_the_end:
@@ -141,7 +152,6 @@ class Loop:
                 open_until_the_end.callback(callback.end, self)
             while self.step < self.steps:
                 self._epoch()
-        return self._finish()
 
     def _epoch(self) -> None:
         """Train to the end of the epoch that the run is in, or of the budget; measure, note, keep what is asked for."""
@@ -178,7 +188,8 @@ class Loop:
             alone = self.place.processes.world == 1  # then there is nobody to ask before stopping
             if self.step not in (self.watch.next_look, end) and not (alone and self.termination.asked):
                 continue
-            means, stop = self.watch.look(self.step, first, epoch, self.termination.asked)
+            asked = self.termination.asked or self.place.processes.orphaned
+            means, stop = self.watch.look(self.step, first, epoch, asked)
             entry = {"epoch": epoch + 1, "steps": self.step - first, "lr": self.lr, **means}
             for callback in (*self.callbacks, *self.guests):
                 callback.look(self, entry)
@@ -263,9 +274,24 @@ class Loop:
         return self.place.processes.on_main(lambda: self.folder.save(self.step, self.network, state))
 
     def _resume(self, found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
-        if found is None:
-            return
-        weights, state = found
+        if found is not None:
+            try:
+                self._load(*found)
+            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                raise Refused(
+                    f"run.resume: the checkpoint is not one of this network, optimiser and method ({error}); remove "
+                    "it, or start anew with --run.resume never"
+                ) from error
+        run = self.plan.run
+        if run.resume == "auto" and run.progress and self.folder.was_begun:
+            where = (
+                f"after step {self.step} of {self.steps}"
+                if found
+                else "from its beginning, as it has no checkpoint yet"
+            )
+            print(f"{self.folder.path} goes on {where}", file=sys.stderr)
+
+    def _load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -276,7 +302,8 @@ class Loop:
 
     def _interrupt(self) -> None:
         path = self._checkpoint()
-        raise Interrupted(f"stopped by SIGTERM at step {self.step} of {self.steps}; {path} is written")
+        why = "as its launcher has ended" if self.place.processes.orphaned else "by SIGTERM"
+        raise Interrupted(f"stopped {why} at step {self.step} of {self.steps}; {path} is written")
 
     def _finish(self) -> Record:
         record = self.record
@@ -297,11 +324,10 @@ class Loop:
         return {key: json.dumps(value) for key, value in known.items()}
 
     def _own_callbacks(self) -> list[Callback]:
-        tracked = self.plan.run.tensorboard
-        if tracked:
-            self.place.accelerator.init_trackers("tensorboard")
-        log = MetricsLog(self.folder.path, self.place.accelerator if tracked else None)
-        return [*([ProgressBar()] if self.plan.run.progress else []), log]
+        run = self.plan.run
+        tracking = None if run.track is None else Tracking(run.track, self.place.accelerator)
+        others = [ProgressBar() if run.progress else None, tracking]
+        return [*filter(None, others), MetricsLog(self.folder.path, tracking)]
 
     def _compile_mode(self) -> str | None:
         asked = self.plan.run.compile

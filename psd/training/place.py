@@ -42,7 +42,7 @@ class Place:
             self.accelerator = Accelerator(
                 cpu=run.device == "cpu",
                 mixed_precision="no",  # autocast is opened around a step, so that no network's forward is changed
-                log_with="tensorboard" if run.tensorboard else None,
+                log_with=run.track,
                 project_dir=self._project,
             )
             self.processes = Processes(self.accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
 import time
@@ -30,12 +31,21 @@ class Processes:
         self.accelerator = accelerator
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
+        self._launcher = os.getppid()
         atexit.unregister(_leave)
         atexit.register(_leave)
 
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether what has launched several processes has ended without ending them, as by SIGKILL.
+
+        A process alone may well outlive who started it, as under nohup.
+        """
+        return self.world > 1 and os.getppid() != self._launcher
 
     def on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, in every process; what it raises is raised in every process.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +16,14 @@ from typing import Any
 
 import torch
 
-from psd.checks import Refused
+from psd.checks import Refused, brief, check_inside, check_settings, naming
+from psd.files import write_atomically
+from psd.tasks import Metric
 
 SCHEMA = 1
+PARTS = ("data", "model", "method", "budget", "optimizer", "run")  # of a record's config
+WRITTEN_BY = "give records that psd train, compare or fit wrote"
+LIMIT = 1 << 26  # bytes; a record of thousands of epochs has a few millions
 
 
 @dataclass
@@ -72,38 +76,67 @@ class Record:
     def read(cls, path: Path | str) -> Record:
         """ValueError naming the file where it is no record of this schema."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            with Path(path).open("rb") as file:
+                content = file.read(LIMIT + 1)
+            if len(content) > LIMIT:
+                raise Refused(f"it is larger than {LIMIT:,} bytes")
+            values = json.loads(content.decode("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise Refused(f"{path}: not readable as a record: {error}") from None
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise Refused(f"{path}: not a record of schema {SCHEMA}")
         values = {"peak_memory": None, "task": "classification", "metrics": [], **values}
-        run = values.get("config", {}).get("run", {})
-        if str(values.get("device", "")).startswith("cpu"):  # older records say what was asked for, not what was found
-            run |= {"device": run.get("device") or "cpu"}
-            run |= {"precision": "fp32"} if run.get("precision") == "auto" else {}
         missing = {f.name for f in dataclasses.fields(cls)} - set(values)
         if missing:
             raise Refused(f"{path}: the record lacks {', '.join(sorted(missing))}")
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        record = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        with naming(path):
+            check_settings("record", record, seed=">= 0", image_passes=">= 0", peak_memory=">= 0", seconds=">= 0")
+            check_inside(record.name, "record.name")
+            for part, options in record.config.items():
+                if not isinstance(options, dict):
+                    raise Refused(f"record.config.{part} must be a mapping of settings, got {brief(options)}")
+        run = record.config.get("run", {})
+        if record.device.startswith("cpu"):  # older records say what was asked for, not what was found
+            run |= {"device": run.get("device") or "cpu"}
+            run |= {"precision": "fp32"} if run.get("precision") == "auto" else {}
+        return record
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file either keeps what it held or holds all of `text`."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def check_whole(record: Record) -> None:
+    """ValueError for a record that lacks what a run writes, and what tables and model cards count on."""
+    absent = [part for part in PARTS if part not in record.config]
+    if absent:
+        raise Refused(f"record.config lacks {', '.join(absent)}; {WRITTEN_BY}")
+    budget, steps = record.config["budget"], [entry.get("steps") for entry in record.epochs]
+    lengths = [budget[key] for key in ("epochs", "image_passes") if budget.get(key) is not None]
+    losses = [entry.get(key, 0) for entry in record.epochs for key in ("loss", "cross_entropy")]
+    names = [entry.get("name") for entry in record.metrics]
+    for what, right in (
+        ("config.budget", len(lengths) == 1 and _are_counts(lengths)),
+        ("config.data.batch_size", _are_counts([record.config["data"].get("batch_size")])),
+        ("epochs", steps and _are_counts(steps) and all(map(_is_number, losses))),
+        ("metrics", all(map(_is_metric, record.metrics)) and len(set(names)) == len(names)),
+        ("final", all(v is None or _is_number(v) for key, v in record.final.items() if not names or key in names)),
+        ("final.n_test", _are_counts([record.final.get("n_test", 1)])),
+    ):
+        if not right:
+            raise Refused(f"record.{what} is not what a run writes; {WRITTEN_BY}")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write: it takes the place of `path` once written, or goes where the writing failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100
+
+
+def _are_counts(values: Sequence[Any]) -> bool:
+    return all(_is_number(value) and isinstance(value, int) and value > 0 for value in values)
+
+
+def _is_metric(entry: dict[str, Any]) -> bool:
+    if entry.keys() != set(Metric._fields) or entry["better"] not in ("higher", "lower", "zero"):
+        return False
+    texts = all(isinstance(entry[key], str) for key in ("name", "title", "unit"))
+    return texts and _is_number(entry["digits"]) and entry["digits"] in range(20)
 
 
 def versions() -> dict[str, str]:

@@ -155,7 +155,7 @@ def test_help_ends_well_and_explains(run, command, flag):
 def test_the_example_in_help_is_one_that_works(run, command):
     program, *arguments = example(run(command, "--help").out)
     assert program == "psd" and arguments[0] == command
-    options = cli._parse(arguments)
+    options = cli.arguments.parse(arguments)
     if options.settings:
         config.from_dict(read_settings(options.config, options.settings))
 
@@ -172,7 +172,9 @@ def test_help_lists_every_command(run):
 
 
 def test_the_settings_in_the_help_of_overrides_are_settings(run):
-    _, settings = cli._split([word.strip(";:,") for word in cli.OVERRIDES.split() if word != "--help"])
+    _, settings = cli.arguments.split(
+        [word.strip(";:,") for word in cli.arguments.OVERRIDES.split() if word != "--help"]
+    )
     assert settings
     config.from_dict(read_settings("shapes", settings))
 
@@ -241,7 +243,7 @@ def test_the_help_of_train_with_an_unknown_recipe_is_refused(run):
         ("trian shapes", ["COMMAND 'trian'", "did you mean 'train'?"]),
         ("zzz", ["COMMAND 'zzz'", "demo, train, compare"]),
         ("--trian shapes", ["COMMAND", "psd --help"]),
-        ("--verbose train shapes", ["unexpected '--verbose'", "psd train --help"]),
+        ("--verbose train shapes", ["unexpected '--verbose'", "did you mean '--debug'?"]),
         ("train", ["CONFIG is missing", "cifar100-small", "shapes"]),
         ("train shapes extra", ["unexpected 'extra'", "psd train --help"]),
         ("train shapes run.seed=1", ["unexpected 'run.seed'", "did you mean '--run.seed'?"]),
@@ -454,7 +456,7 @@ def test_overrides_may_stand_before_the_config_and_take_an_equals_sign(run, smal
 
 def values(*arguments: object) -> dict[str, Any]:
     """The settings that `psd train` would use."""
-    options = cli._parse(["train", *map(str, arguments)])
+    options = cli.arguments.parse(["train", *map(str, arguments)])
     return config.from_dict(read_settings(options.config, options.settings)).to_dict()
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+collect_ignore_glob = [] if sys.platform == "linux" else ["*faults*.py"]  # by its signals, forks, limits and mounts
 LONG = os.environ.get("PSD_RELIABILITY") == "long"
 
 
@@ -32,3 +35,21 @@ def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     return note
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """The words of a `psd train` of a tiny run, for `faults.Child`."""
+    from faults import commands  # of Unix alone
+
+    return commands(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="session")
+def whole(train: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """That run, undisturbed: a `faults.Whole`."""
+    from faults import Child, Whole
+
+    folder = tmp_path_factory.mktemp("whole")
+    assert Child(folder).end() == 0  # the server is there now, and counts no more
+    return Whole(folder, lambda: [Child(folder, train(folder))])

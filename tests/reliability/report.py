@@ -1,7 +1,9 @@
-"""Print RELIABILITY.md's tables from what the tests have noted.
+"""Print RELIABILITY.md's tables from what was tried.
 
-python tests/reliability/report.py TALLY     a run of `make reliability` becomes tests/reliability/tally.json, and the tables
-python tests/reliability/report.py           the tables again, from tests/reliability/tally.json
+    python tests/reliability/report.py TALLY     with what `make reliability` has noted, which becomes tally.json
+    python tests/reliability/report.py           once more from tally.json
+
+Beside it lie what is tried by hand and not by a test: mutants.json and by_hand.json.
 """
 
 from __future__ import annotations
@@ -9,49 +11,54 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RECORD, PAGE = Path(__file__).with_name("tally.json"), ROOT / "RELIABILITY.md"
+HERE = Path(__file__).parent
+TALLY, PAGE = HERE / "tally.json", HERE.parents[1] / "RELIABILITY.md"
 BEGIN, END = "<!-- make reliability -->", "<!-- end -->"
 SECTIONS = ("Faults", "Bad input", "Untrusted files", "Laws", "Mutants", "Versions", "Memory and time")
+Rows = list[dict[str, Any]]
 
 
-def collect(lines: str) -> list[dict[str, object]]:
-    """Rows of one section, thing and outcome added up, in the order of the sections and then of their coming."""
-    rows: dict[tuple[str, str, str], int] = {}
+def collect(lines: str) -> Rows:
+    """Rows of one section, thing and outcome added up, in the order of the sections and then of the alphabet."""
+    times: dict[tuple[str, str, str], int] = {}
     for line in lines.splitlines():
         row = json.loads(line)
         key = (row["section"], row["what"], row["seen"])
-        rows[key] = rows.get(key, 0) + row["tried"]
-    ordered = sorted(rows, key=lambda key: SECTIONS.index(key[0]))
-    return [{"section": s, "what": w, "seen": o, "tried": rows[s, w, o]} for s, w, o in ordered]
+        times[key] = times.get(key, 0) + row["tried"]
+    ordered = sorted(times, key=lambda key: (SECTIONS.index(key[0]), key))
+    return [dict(zip(("section", "what", "seen"), key, strict=True), tried=times[key]) for key in ordered]
 
 
-def tables(rows: list[dict[str, object]]) -> str:
+def rows() -> Rows:
+    """All that was tried, by tests and by hand."""
+    return [
+        row for name in ("tally.json", "mutants.json", "by_hand.json") for row in json.loads((HERE / name).read_text())
+    ]
+
+
+def tables(rows: Rows) -> str:
     parts = []
     for section in SECTIONS:
         own = [row for row in rows if row["section"] == section]
-        if own:
-            lines = [f"| {row['what']} | {row['tried']:,} | {row['seen']} |" for row in own]
-            total = sum(int(str(row["tried"])) for row in own)
-            parts.append(
-                "\n".join([f"## {section}: {total:,}", "", "| tried | times | seen |", "|---|---|---|", *lines])
-            )
+        total = sum(row["tried"] for row in own)
+        lines = [f"| {row['what']} | {row['tried']:,} | {row['seen']} |" for row in own]
+        parts.append("\n".join([f"## {section}: {total:,}", "", "| tried | times | seen |", "|---|---|---|", *lines]))
     return "\n\n".join(parts)
 
 
-def filled(page: str, rows: list[dict[str, object]]) -> str:
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
     head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{tables(rows)}\n\n{END}{tail}"
+    return f"{head}{BEGIN}\n\n{tables(rows())}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main(arguments: list[str]) -> None:
     if arguments:
-        rows = collect(Path(arguments[0]).read_text(encoding="utf-8"))
-        RECORD.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = json.loads(RECORD.read_text(encoding="utf-8"))
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        noted = collect(Path(arguments[0]).read_text(encoding="utf-8"))
+        TALLY.write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ EVERYTHING: dict[str, Any] = {  # no value is its default
     "run": {"seed": 4, "variant": "T2", "output": "elsewhere", "resume": "auto", "overwrite": True, "device": "cpu"}
     | {"precision": "fp32"}
     | {"evaluate_every": 1, "checkpoint_every": 2, "progress": False, "compile": "off", "accumulate": 2}
-    | {"sync_batchnorm": True, "tensorboard": True},
+    | {"sync_batchnorm": True, "track": "tensorboard"},
     "task": {"name": "classification"},  # the only one
 }
 
@@ -500,7 +500,7 @@ def test_every_step_of_every_run_has_a_rate_between_0_and_lr(warmup, steps):
 
 HOW_TO_RUN = (
     *("data.root", "data.workers", "run.output", "run.resume", "run.progress", "run.checkpoint_every"),
-    *("run.compile", "run.tensorboard", "run.overwrite"),
+    *("run.compile", "run.track", "run.overwrite"),
 )
 
 
@@ -514,6 +514,35 @@ def test_a_setting_that_an_old_record_lacks_had_its_default():
     del old["run"]["accumulate"]
     assert differences(old, now) == []
     assert differences(old, {**now, "run": {**now["run"], "accumulate": 2}}) == ["run.accumulate: 1 != 2"]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_record_that_holds_run_tensorboard_is_of_the_same_run(tracked):
+    old = Config().to_dict()
+    old["run"]["tensorboard"] = tracked
+    del old["run"]["track"]
+    assert differences(old, Config(run=RunConfig(track="tensorboard")).to_dict()) == []
+
+
+def test_settings_that_hold_run_tensorboard_false_are_read_as_before(tmp_path):
+    old = {**Config().to_dict(), "run": {"seed": 3, "tensorboard": False}}
+    assert from_dict(old) == Config(run=RunConfig(seed=3))
+    (tmp_path / "old.yaml").write_text("run: {seed: 3, tensorboard: false}\n")
+    assert read_yaml(str(tmp_path / "old.yaml")) == {"run": {"seed": 3}}
+
+
+def test_run_tensorboard_true_says_what_to_write_now(tmp_path):
+    (tmp_path / "old.yaml").write_text("run: {tensorboard: true}\n")
+    for read in (
+        lambda: from_dict({"run": {"tensorboard": True}}),
+        lambda: Config(run={"tensorboard": True}),
+        lambda: read_yaml(str(tmp_path / "old.yaml")),
+        lambda: config.check_key("run.tensorboard", None),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^run\.tensorboard is no longer a setting: write run\.track: tensorboard"
+        ):
+            read()
 
 
 def test_options_of_a_method_that_is_gone_are_compared_where_both_have_them():

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from psd.files import write_atomically
 from psd.training import records
-from psd.training.records import Record, write_atomically
+from psd.training.records import Record
 
 EPOCH = {"epoch": 1, "steps": 3, "lr": 0.1, "loss": 1.5, "train_top1": 40.0}
 TEST = {"top1": 50.0, "top5": None, "nll": 1.1, "ece": 0.05, "n_test": 12}
