@@ -208,9 +208,12 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 def _check_rows(records: list[Record], at_any_budget: bool = False) -> None:
     for name, row in by_method(records).items():
         for record in row[1:]:
-            settings = [_without_seed(r) | ({"budget": {}} if at_any_budget else {}) for r in (row[0], record)]
-            unlike = config.differences(*settings)
-            if unlike:
+            rest: dict[str, Any] = {"budget": {}} if at_any_budget else {}
+            # One teacher, or one network's weights, for all seeds, or one of each seed's own.
+            unlike, of_each = (
+                config.differences(*(_without_seed(r, each) | rest for r in (row[0], record))) for each in (False, True)
+            )
+            if unlike and of_each:
                 where = f" at {row[0].budget} and {record.budget}" if row[0].budget != record.budget else ""
                 raise Refused(
                     f"{name}: seeds {row[0].seed} and {record.seed}{where} ran with different settings, "
@@ -223,12 +226,12 @@ def repeats(records: Iterable[Record]) -> str:
     return "replicates" if all(record.config["data"].get("replicate") for record in records) else "seeds"
 
 
-def _without_seed(record: Record) -> dict[str, Any]:
-    """A record's settings without its seed, which stands in the names of a teacher and of weights of the same seed, and
-    is that of a replicate's images; and without its device, which `provenance` tells of."""
+def _without_seed(record: Record, in_names: bool) -> dict[str, Any]:
+    """A record's settings without its seed, which is that of a replicate's images and may stand `in_names` of a teacher
+    and of weights; and without its device, which `provenance` tells of."""
 
     def masked(value: Any) -> Any:
-        return value.replace(f"-s{record.seed}", "-s*") if isinstance(value, str) else value
+        return value.replace(f"-s{record.seed}", "-s*") if in_names and isinstance(value, str) else value
 
     run = {**record.config["run"], "seed": None, "device": None}
     method, model = (

@@ -439,6 +439,11 @@ def test_rows_may_begin_with_other_weights_each_seed_with_its_own(write):
         reporting.report([write(*other, folder="other")])
 
 
+def test_seeds_of_a_row_may_all_begin_with_the_weights_of_one_seed(write):
+    rows = [record(seed=seed, **{"model.weights": "runs/cross_entropy-s1"}) for seed in (0, 1)]
+    assert cells(reporting.report([write(*rows)]))["cross_entropy"]["top-1 %"].startswith("50.00 ±")
+
+
 def test_seeds_of_a_row_may_have_teachers_of_their_own_seed(write):
     taught = [record("kd", seed, **{"method.teacher": f"runs/cross_entropy-s{seed}"}) for seed in (0, 1)]
     assert "| kd " in reporting.report([write(*taught)])
