@@ -89,6 +89,10 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
         temporary.write_bytes(serialised(_weights(model), metadata))
 
 
+class WrongWeights(Refused):
+    """Weights of a file are not those that its header tells of."""
+
+
 def load_model(path: str | Path) -> nn.Module:
     """The trained network of a run's folder or of its `model.safetensors`, in eval mode on the CPU.
 
@@ -118,6 +122,8 @@ def load_model(path: str | Path) -> nn.Module:
         raise Refused(f"{file}: does not say which model it holds; give the folder of a finished run of psd.train")
     try:
         model = _described(metadata, weights)
+    except WrongWeights as error:
+        raise Refused(f"{file}: {error}") from error
     except Exception as error:  # what a stranger's header says may be anything, and fail anywhere
         raise Refused(f"{file}: its header names no network that can be built: {error}") from error
     try:
@@ -133,7 +139,9 @@ def _described(metadata: dict[str, str], weights: dict[str, torch.Tensor]) -> nn
     if not isinstance(options, dict) or "weights" in options:
         raise Refused(f"options must be a mapping without weights, got {brief(options)}")
     if classes > max((size for value in weights.values() for size in value.shape if value.numel()), default=0):
-        raise Refused(f"its weights are not those of {classes} classes")  # before memory is asked for so many
+        raise WrongWeights(
+            f"its weights are not those of a {metadata['model']} of {classes} classes"
+        )  # before memory is asked for so many
     return models.build(metadata["model"], classes, **options)
 
 

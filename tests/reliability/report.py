@@ -1,6 +1,7 @@
 """Print RELIABILITY.md's tables from what was tried.
 
     python tests/reliability/report.py TALLY     with what `make reliability` has noted, which becomes tally.json
+    python tests/reliability/report.py TALLY short      the same of the tests' short form
     python tests/reliability/report.py           once more from tally.json
 
 Beside it lie what is tried by hand and not by a test: mutants.json and by_hand.json.
@@ -33,9 +34,8 @@ def collect(lines: str) -> Rows:
 
 def rows() -> Rows:
     """All that was tried, by tests and by hand."""
-    return [
-        row for name in ("tally.json", "mutants.json", "by_hand.json") for row in json.loads((HERE / name).read_text())
-    ]
+    tally: Rows = json.loads(TALLY.read_text(encoding="utf-8"))["rows"]
+    return tally + [row for name in ("mutants.json", "by_hand.json") for row in json.loads((HERE / name).read_text())]
 
 
 def tables(rows: Rows) -> str:
@@ -51,13 +51,18 @@ def tables(rows: Rows) -> str:
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     head, _, rest = page.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{tables(rows())}\n\n{END}{rest.partition(END)[2]}"
+    form = json.loads(TALLY.read_text(encoding="utf-8"))["form"]
+    said = f"The figures of tests are those of their {form} form."
+    return f"{head}{BEGIN}\n\n{said}\n\n{tables(rows())}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main(arguments: list[str]) -> None:
     if arguments:
         noted = collect(Path(arguments[0]).read_text(encoding="utf-8"))
-        TALLY.write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        form = "short" if "short" in arguments else "long"
+        TALLY.write_text(
+            json.dumps({"form": form, "rows": noted}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -408,7 +408,7 @@ HEADERS: dict[str, tuple[dict[str, str], list[str]]] = {
     "an unknown network": ({"model": "resnet9", "classes": "16"}, ["model.name 'resnet9'"]),
     "no classes": ({"model": "resnet8"}, ["names no network"]),
     "classes that are no number": ({"model": "resnet8", "classes": "many"}, ["names no network", "'many'"]),
-    "more classes than memory holds": ({"model": "resnet8", "classes": "9" * 15}, ["not those of 9"]),
+    "more classes than memory holds": ({"model": "resnet8", "classes": "9" * 15}, ["not those of a resnet8 of 999"]),
     "another network": ({"model": "resnet14", "classes": "16"}, ["not those of a resnet14"]),
     "options that are a list": ({"model": "resnet8", "classes": "16", "options": "[1]"}, ["options"]),
     "options that are no JSON": ({"model": "resnet8", "classes": "16", "options": "{"}, ["names no network"]),
