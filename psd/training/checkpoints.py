@@ -138,10 +138,9 @@ def _described(metadata: dict[str, str], weights: dict[str, torch.Tensor]) -> nn
     classes, options = int(metadata["classes"]), json.loads(metadata.get("options", "{}"))
     if not isinstance(options, dict) or "weights" in options:
         raise Refused(f"options must be a mapping without weights, got {brief(options)}")
+    # Before memory is asked for so many.
     if classes > max((size for value in weights.values() for size in value.shape if value.numel()), default=0):
-        raise WrongWeights(
-            f"its weights are not those of a {metadata['model']} of {classes} classes"
-        )  # before memory is asked for so many
+        raise WrongWeights(f"its weights are not those of a {metadata['model']} of {classes} classes")
     return models.build(metadata["model"], classes, **options)
 
 
