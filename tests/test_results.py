@@ -49,6 +49,10 @@ PUBLISHED = {
         "transfer/segmentation-photographs",
         {},
     ),
+    "shapes-scenes-classes4-size192-replicates/lraspp@timm-tf_efficientnet_lite0/2kpass": (
+        "transfer/segmentation-pretrained",
+        {},
+    ),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_tiny_patch16_224/24kpass": ("compare/shapes-vit-token4", {}),
     "shapes-classes4-per_class800-seed2-fit/timm-vit_small_patch8_224/24kpass": ("compare/shapes-vit-token8", {}),
     "shapes/resnet8/192kpass": (
