@@ -34,7 +34,15 @@ language = "en"
 default_role = "py:obj"  # `names` in docstrings: links where there is something to link to
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/**", "examples/README.md", "RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/**",
+    "notebooks/**",
+    "examples/README.md",
+    "RESULTS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "RELIABILITY.md",
+]
 exclude_patterns = ["**/.ipynb_checkpoints", "notebooks/LICENSE", "docs/top"]
 html_extra_path = ["top"]  # index.html at the top leads to the first page
 

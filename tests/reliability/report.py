@@ -40,7 +40,7 @@ def rows() -> Rows:
 
 def tables(rows: Rows) -> str:
     parts = []
-    for section in SECTIONS:
+    for section in filter({row["section"] for row in rows}.__contains__, SECTIONS):
         own = [row for row in rows if row["section"] == section]
         total = sum(row["tried"] for row in own)
         lines = [f"| {row['what']} | {row['tried']:,} | {row['seen']} |" for row in own]
