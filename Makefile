@@ -49,7 +49,7 @@ lint: $(STAMP) ## Check style, format and types
 	$(PY) -m mypy
 
 TALLY := $(CURDIR)/build/tally.jsonl
-reliability: $(STAMP) ## Try faults, bad input, untrusted files and laws at length, and print RELIABILITY.md (an hour or so)
+reliability: $(STAMP) ## Try faults, bad input, untrusted files and laws at length, and print RELIABILITY.md
 	@mkdir -p build && rm -f $(TALLY)
 	PSD_RELIABILITY=long PSD_TALLY=$(TALLY) $(PYTEST) --timeout 3600 tests/reliability
 	$(PY) tests/reliability/report.py $(TALLY)
