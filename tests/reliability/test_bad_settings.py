@@ -23,7 +23,7 @@ from psd.cli.settings import read_settings
 from psd.data import shapes
 from psd.reporting import tables
 from psd.training import checkpoints, config, hub
-from psd.training.records import Record
+from psd.training.records import Record, check_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_images")
 
@@ -603,6 +603,11 @@ def test_a_record_with_random_changes_is_reported_or_refused(long, tally, traine
         inner = [place for key, item in items for place in places(item, f"{where}.{key}".lstrip("."))]
         return [*([where] if where and not where[-1].isdigit() else []), *inner]
 
+    def card(file: Path) -> None:
+        record = hub.without_paths(Record.read(file))
+        check_whole(record)  # as `push` does before it writes the card
+        hub.card(record, "me/x")
+
     every = [place for place in places(original) if "versions" not in place]
 
     @many(long, 15)
@@ -617,7 +622,7 @@ def test_a_record_with_random_changes_is_reported_or_refused(long, tally, traine
         (tmp_path / "a.json").write_text(json.dumps(values))
         valid_or_refused(lambda: tables.report([tmp_path / "a.json"], costs=True))
         valid_or_refused(lambda: tables.csv([tmp_path / "a.json"]))
-        valid_or_refused(lambda: hub.card(hub.without_paths(Record.read(tmp_path / "a.json")), "me/x"))
+        valid_or_refused(lambda: card(tmp_path / "a.json"))
         tried.append(1)
 
     read()
