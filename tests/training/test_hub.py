@@ -21,7 +21,7 @@ import psd
 from psd.training import config, hub
 from psd.training.records import Record
 
-pytest.importorskip("huggingface_hub", reason="no huggingface_hub; install it: pip install '.[hub]'")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="no huggingface_hub; install it: pip install '.[hub]'")
 
 COMMIT = "0" * 40
 
@@ -90,10 +90,15 @@ def run(tmp_path_factory) -> Path:
     return folder / run.name
 
 
-def test_what_was_pushed_is_loaded_again(server, run, tmp_path):
-    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+def environment(port: int, home: Path) -> dict[str, str]:
+    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home)}
     env |= {"HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     env.pop("HF_HUB_OFFLINE", None)
+    return env
+
+
+def test_what_was_pushed_is_loaded_again(server, run, tmp_path):
+    env = environment(server.server_port, tmp_path)
     push = [sys.executable, "-m", "psd", "push", str(run), "me/net"]
     done = subprocess.run(push, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -105,6 +110,21 @@ def test_what_was_pushed_is_loaded_again(server, run, tmp_path):
     again = torch.load(tmp_path / "again.pt", weights_only=True)
     for name, value in psd.load_model(run).state_dict().items():
         assert torch.equal(value, again[name])
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_a_line(run, monkeypatch):
+    class ConnectError(Exception):
+        """As httpx's, which is no OSError."""
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", away)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", away)
+    with pytest.raises(ValueError, match="^the hub did not take me/net: Name or service not known"):
+        hub.push(run, "me/net")
+    with pytest.raises(ValueError, match="^hub:me/net: Name or service not known"):
+        psd.load_model("hub:me/net")
 
 
 def test_the_card_holds_the_record_s_figures_and_settings(run):
