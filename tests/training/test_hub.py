@@ -121,9 +121,9 @@ def test_a_hub_that_cannot_be_reached_is_told_in_a_line(run, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", away)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", away)
-    with pytest.raises(ValueError, match="^the hub did not take me/net: Name or service not known"):
+    with pytest.raises(ValueError, match=r"^the hub did not take me/net: Name or service not known"):
         hub.push(run, "me/net")
-    with pytest.raises(ValueError, match="^hub:me/net: Name or service not known"):
+    with pytest.raises(ValueError, match=r"^hub:me/net: Name or service not known"):
         psd.load_model("hub:me/net")
 
 
