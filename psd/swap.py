@@ -156,8 +156,6 @@ class _ExchangeBits(torch.autograd.Function):
     Bits have no gradient, hence a function of its own: the exchange is linear and its own transpose.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(a: Tensor, b: Tensor, swapped: Tensor) -> tuple[Tensor, Tensor]:
         integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
@@ -171,6 +169,16 @@ class _ExchangeBits(torch.autograd.Function):
         b2 = bits_b ^ a2
         a2 ^= bits_a
         return a2.view(a.dtype), b2.view(b.dtype)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *parts: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        mapped = [
+            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            for part, dim in zip(parts, in_dims, strict=True)
+        ]
+        return _ExchangeBits.apply(*mapped), (0, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:

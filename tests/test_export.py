@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 import psd
 from psd import cli, models
@@ -54,10 +55,14 @@ def expected(run: Path) -> Tensor:
     return logits
 
 
+needs_onnx = pytest.mark.skipif(torch.__version__ < "2.7", reason="ONNX is written with PyTorch 2.7 or newer")
+
+
 def by_onnx(file: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(onnxruntime.InferenceSession(file).run(None, {"images": x.numpy()})[0])
 
 
+@needs_onnx
 def test_onnx_gives_the_logits_of_pixels_whatever_their_number(run, tmp_path):
     file = psd.export(run, tmp_path / "net.onnx", "onnx")
     for n in (1, 3, 8):
@@ -91,6 +96,7 @@ def test_safetensors_are_the_network_s_own_weights(run, tmp_path):
     assert psd.load_model(file).num_classes == 4  # psd still knows it
 
 
+@needs_onnx
 def test_the_file_says_what_the_network_is(run, tmp_path):
     file = psd.export(run, tmp_path / "net.onnx", "onnx")
     said = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
@@ -99,6 +105,7 @@ def test_the_file_says_what_the_network_is(run, tmp_path):
     assert json.loads(said["mean"]) == [0.5] * 3 and json.loads(said["std"]) == [0.27] * 3
 
 
+@needs_onnx
 def test_a_network_of_normalised_images(run, tmp_path):
     file = psd.export(run, tmp_path / "net.onnx", "onnx", pixels=False)
     data = InMemory(psd.data.load("shapes", split="test", classes=4, count=8))
@@ -108,7 +115,7 @@ def test_a_network_of_normalised_images(run, tmp_path):
     assert said["input"] == "normalised float32"
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=needs_onnx), "torch_export"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_is_exported(name, format, tmp_path):
     torch.manual_seed(0)
@@ -123,6 +130,7 @@ def test_any_network_is_exported(name, format, tmp_path):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@needs_onnx
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -149,6 +157,7 @@ def test_a_file_is_not_overwritten_unasked(run, tmp_path):
     assert (tmp_path / "net").stat().st_size > 100_000
 
 
+@needs_onnx
 def test_a_detector_s_graph_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the network FCOS gives list, of which no graph is exported; of detectors"):
         psd.export(models.build("fcos@resnet8", 3), tmp_path / "net", "onnx", size=64, **STATISTICS)
@@ -160,6 +169,14 @@ def test_a_missing_package_is_named(run, tmp_path, monkeypatch):
         psd.export(run, tmp_path / "net", "onnx")
 
 
+def test_onnx_is_refused_where_torch_is_too_old_for_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.1"))
+    with pytest.raises(ValueError, match=r"format onnx needs PyTorch 2\.7 or newer, here is 2\.6\.1"):
+        psd.export(run, tmp_path / "net", "onnx")
+    assert not [*tmp_path.iterdir()]
+
+
+@needs_onnx
 def test_the_command_line_exports(run, tmp_path, capsys):
     assert cli.main(["export", str(run), "--output", str(tmp_path / "net.onnx")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "net.onnx")

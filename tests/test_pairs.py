@@ -158,6 +158,11 @@ def test_an_index_past_the_end_is_refused(i):
 
 
 # Written down once. Where one of these changes, no published record can be reproduced any more.
+# torch 2.6 and older draw large integers from other bits of the generator.
+of_torch_2_7 = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 draws other integers of 31 bits")
+
+
+@of_torch_2_7
 @pytest.mark.parametrize(
     ("seed", "epoch", "expected"),
     [
@@ -171,6 +176,7 @@ def test_the_partners_of_an_epoch_are_what_they_always_were(seed, epoch, expecte
     assert partners(ClassPairs(Items(), seed=seed), epoch) == expected
 
 
+@of_torch_2_7
 def test_the_partners_of_more_images_than_a_sort_keeps_in_order_by_itself_are_what_they_always_were():
     expected = [9, 7, 8, 12, 1, 17, 15, 1, 5, 18, 1, 5, 15, 1, 11, 18, 19, 14, 3, 4]
     assert epoch_partners([i % 3 for i in range(20)], seed=0, epoch=0).tolist() == expected

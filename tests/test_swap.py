@@ -306,6 +306,23 @@ def test_the_swap_can_be_mapped_over_batches():
         assert all(map(torch.equal, (x[k] for x in mapped), expected))
 
 
+@pytest.mark.parametrize("dims", [(None, None, 0), (0, None, None), (1, 2, 0), (4, None, 1)])
+def test_the_swap_can_be_mapped_over_some_of_its_arguments(dims):
+    x_a, x_b = pairs()
+    mask = torch.rand(4, 4, 4, generator=seeded()) < 0.5
+    whole = [torch.stack([x, x.flip(0), x.roll(1, 0)]) for x in (x_a, x_b, mask)]
+    given = [x[0] if dim is None else x.movedim(0, dim) for x, dim in zip(whole, dims, strict=True)]
+    mapped = torch.vmap(lambda a, b, mask: patch_swap(a, b, 2, mask=mask), in_dims=dims)(*given)
+    for k in range(3):
+        expected = swap_in_a_loop(
+            *(x[0 if dim is None else k] for x, dim in zip(whole[:2], dims[:2], strict=True)),
+            2,
+            2,
+            whole[2][0 if dims[2] is None else k],
+        )
+        assert all(map(torch.equal, (x[k] for x in mapped), expected))
+
+
 def test_the_derivative_along_a_direction_is_the_swap_of_the_direction():
     x, (v_a, v_b) = pairs(), (3 * x for x in pairs())
     mask = torch.rand(4, 4, 4, generator=seeded()) < 0.5

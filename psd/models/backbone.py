@@ -47,21 +47,27 @@ class Backbone(nn.Module):
         self._last_is_channel = [last for _, _, last in found.values()]
         _take_out(body, after)
         self.body = body
+        self._seen: dict[str, Tensor] = {}
+        modules = dict(body.named_modules())
+        for name in self.maps:  # once, and not in each forward: torch 2.6 compiles no forward that registers hooks
+            modules[name].register_forward_hook(_Keep(self._seen, name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        seen: dict[str, Tensor] = {}
-        modules = dict(self.body.named_modules())
-        hooks = [
-            modules[name].register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
-            for name in self.maps
-        ]
-        try:
-            self.body(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        maps = zip((seen[name] for name in self.maps), self._last_is_channel, strict=True)
-        return [found.permute(0, 3, 1, 2) if last else found for found, last in maps]
+        self.body(x)
+        maps = [self._seen[name] for name in self.maps]
+        self._seen.clear()
+        of_last = zip(maps, self._last_is_channel, strict=True)
+        return [found.permute(0, 3, 1, 2) if last else found for found, last in of_last]
+
+
+class _Keep:
+    """A hook that keeps what a module gives; no closure, so that a network with it can be copied and pickled."""
+
+    def __init__(self, seen: dict[str, Tensor], name: str) -> None:
+        self.seen, self.name = seen, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen[self.name] = output
 
 
 Found = dict[str, tuple[int, int, bool]]  # of a module's name: stride, channels, whether they come last

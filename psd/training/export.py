@@ -21,6 +21,7 @@ from psd.training.checkpoints import load_model, save_model
 Format = Literal["safetensors", "onnx", "torch_export"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
 NEEDS = {"onnx": ("onnx", "onnxscript")}
+ONNX_TORCH = "2.7"  # torch.__version__ compares as versions do
 EXAMPLE = 2  # images of a batch that is traced: of one, torch would take the number for a constant
 
 
@@ -87,6 +88,11 @@ def export(
     missing = [package for package in NEEDS.get(format, ()) if find_spec(package) is None]
     if missing:
         raise Refused(f'format {format} needs {missing[0]}, which is missing: pip install ".[export]"')
+    if format == "onnx" and torch.__version__ < ONNX_TORCH:
+        raise Refused(
+            f"format onnx needs PyTorch {ONNX_TORCH} or newer, here is {torch.__version__}, whose own exporter fails "
+            "on these networks; torch_export and safetensors are written by it too"
+        )
     if path.exists() and not overwrite:
         raise Refused(f"{path} is there; give another path, or overwrite=True (--overwrite)")
     model, known = _opened(run_or_model)
@@ -144,10 +150,14 @@ def _opened(given: str | os.PathLike[str] | nn.Module) -> tuple[nn.Module, dict[
     return model, {"class_names": list(map(str, range(int(said["classes"])))), **known}
 
 
+def _any_number() -> Any:
+    """The shape of a batch of any number of images: with a bound, as torch 2.6 refuses one that has none."""
+    return ({0: torch.export.Dim("batch", max=2**31)},)
+
+
 def _write_onnx(network: nn.Module, example: Tensor, path: Path, metadata: dict[str, str]) -> None:
     import onnx
 
-    batch = {0: torch.export.Dim("batch")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         program = torch.onnx.export(
@@ -157,7 +167,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, metadata: dict[
             verbose=False,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=(batch,),
+            dynamic_shapes=_any_number(),
         )
     assert program is not None
     made = program.model_proto
@@ -166,7 +176,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, metadata: dict[
 
 
 def _write_torch(network: nn.Module, example: Tensor, path: Path, metadata: dict[str, str]) -> None:
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(network, (example,), dynamic_shapes=_any_number(), strict=False)
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
 

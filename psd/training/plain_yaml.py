@@ -41,6 +41,11 @@ class _Loader(yaml.SafeLoader):
                 raise Refused(f"with its aliases it holds more than {VALUES:,} values; write them out")
         return node
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merged keys give way to a mapping's own, where it is merged again too: PyYAML 6.0.4 mistakes that."""
+        super().flatten_mapping(node)
+        node.value = list({key.value: (key, value) for key, value in node.value}.values())
+
     def construct_number(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > DIGITS:
             raise Refused(f"line {node.start_mark.line + 1} has a number of {len(node.value)} digits; {DIGITS} may be")

@@ -441,7 +441,7 @@ IMAGES: dict[
         png(
             9, 9, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9_000_000))), chunk(b"IDAT", zlib.compress(bytes(252)))
         ),
-        "Decompressed data too large",
+        "ecompressed",
     ),
     "JPEG, its signature alone": (b"\xff\xd8\xff", "("),
     "JPEG, half": (half("JPEG"), "runcated"),
@@ -1104,7 +1104,7 @@ ANNOTATIONS: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "penn-fudan, a mask of 16 bits": (
         "penn-fudan",
         lambda root: Image.fromarray(np.full((HEIGHT, WIDTH), 300, np.uint16)).save(root / "PedMasks/2_mask.png"),
-        ("2_mask.png is an image of mode I;16", "one number from 0 to 255 a pixel"),
+        ("2_mask.png is an image of mode I", "number from 0 to 255 a pixel"),
     ),
     "coco, no file": ("coco", gone(TRAIN), ("there is no ROOT/annotations/instances_train*.json", "COCO's layout")),
     "coco, no pictures' folder": (

@@ -298,7 +298,11 @@ def test_a_second_process_on_a_run_is_refused_and_a_dead_one_s_place_is_taken(ta
     output, marker = tmp_path / "runs", tmp_path / "held"
     first = Child(tmp_path, train(output), partial(hold, "weights", 2, marker))
     first.wait_for(marker.exists)
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+    def kept() -> dict[Path, int]:  # an older filelock empties the empty lock once more
+        return {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name != ".lock"}
+
+    before = kept()
     for resume in ("auto", "never"):
         second = Child(tmp_path, train(output, run__resume=resume))
         assert second.end() == 2
@@ -307,7 +311,7 @@ def test_a_second_process_on_a_run_is_refused_and_a_dead_one_s_place_is_taken(ta
             r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d, which is at work on this run\. .*\n",
             second.printed,
         )
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert kept() == before
     first.kill()
     assert Child(tmp_path, train(output)).end() == 0
     whole.assert_same(output)
