@@ -152,7 +152,8 @@ def psd(*words: str, before: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "psd", *words]
     if before:
         command = ["unshare", "-rm", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
-    return subprocess.Popen(command, **pipes)
+    # Ctrl-C reaches it, also where these tests run in a shell's background, which ignores SIGINT.
+    return subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def newest(output: Path) -> str:
