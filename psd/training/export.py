@@ -73,8 +73,8 @@ def export(
         the path.
 
     Raises:
-        ValueError: an unknown format, a package that is missing, a file that is there, a network that cannot be traced,
-            or what is not known and has to be given.
+        ValueError: an unknown format, a package that is missing, ONNX with PyTorch below 2.7, a file that is
+            there, a network that cannot be traced, or what is not known and has to be given.
 
     >>> import psd
     >>> model = psd.models.build("resnet8", 2)
