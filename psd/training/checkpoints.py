@@ -45,7 +45,7 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any]) -> Pa
             files.make_folder(folder)
             temporary.mkdir()
             (temporary / "model.safetensors").write_bytes(serialised(_weights(model)))
-            (temporary / "state.pt").write_bytes(rest.getbuffer())
+            (temporary / "state.pt").write_bytes(rest.getvalue())
             remove(path)
             files.put(temporary, path)
     finally:
