@@ -94,6 +94,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
                 raise Refused(
                     f"{url} could not be downloaded to {path}: {error}; run the command again later"
                 ) from error
+            print(f"{url}: {error}; trying again in {2**failures} s")
             time.sleep(2**failures)
     found = _md5(part)
     if found != md5:

@@ -99,11 +99,13 @@ def test_wrong_content_is_refused_and_removed(host, tmp_path):
     assert host.url in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_a_host_that_brings_nothing_new_is_given_up_and_the_part_is_kept(host, tmp_path):
+def test_a_host_that_brings_nothing_new_is_given_up_and_the_part_is_kept(host, tmp_path, capsys):
     host.breaks = [1000] + [0] * 100
     with pytest.raises(ValueError, match=r"could not be downloaded.*broke after 1,000 of 300,000 bytes"):
         download.fetch(host.url, tmp_path / "file", MD5)
     assert len(host.asked) == 1 + download.ATTEMPTS
+    tries = [line.partition("trying again in ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert tries == ["1 s", "2 s", "4 s", "8 s"]  # nobody waits in silence
     assert (tmp_path / "file.part").read_bytes() == CONTENT[:1000] and not (tmp_path / "file").exists()
 
 
