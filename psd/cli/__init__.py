@@ -1,7 +1,8 @@
 """The command line: `psd COMMAND`, also `python -m psd COMMAND`.
 
 Bad input, and a place that cannot be written, end with one line on stderr and exit code 2; a training that diverges,
-loses another process or runs out of memory with exit code 1, Ctrl-C with 130. `--debug` shows the traceback, too.
+loses another process or runs out of memory with exit code 1, Ctrl-C with 130, and with 141 where nobody reads the
+output any more. `--debug` shows the traceback, too.
 SIGTERM in a training writes a checkpoint and ends with 75, "try again", upon which a batch system can requeue the job.
 """
 
@@ -39,13 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, remedy = list(sys.argv[1:] if arguments is None else arguments), ""
     try:
         with _signals(), _traceback(DEBUG in given):
-            options = parse(given)
+            try:
+                options = parse(given)
+            except SystemExit:  # after --help
+                sys.stdout.flush()
+                raise
             remedy = options.remedy
             with _one_process_speaks():
                 COMMANDS[options.command](options)
+            sys.stdout.flush()  # here, where what hinders it gets its line
     except Refused as error:
         code, line = 2, f"psd: error: {_one_line(error)}"
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # `psd report | head` has what it wanted
+            return 141
         code, line = 2, f"psd: error: {_one_line(error)}" + (f"; once that is mended, {remedy}" if remedy else "")
     except (Diverged, Failed, OutOfMemory) as error:
         code, line = 1, f"psd: {_one_line(error)}"
@@ -328,6 +336,16 @@ def _one_process_speaks() -> Iterator[None]:
 def _print_final(final: dict[str, Any], task: str) -> None:
     known = [metric for metric in tasks.find(task).metrics if final.get(metric.name) is not None]
     print("   ".join([*(metric.text(final[metric.name]) for metric in known), f"n {final['n_test']}"]))
+
+
+def _nobody_reads() -> bool:
+    """Whether it is stdout whose reader has ended; what Python still flushes there at its end is dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _one_line(error: Exception) -> str:

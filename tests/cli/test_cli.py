@@ -196,6 +196,31 @@ def test_env_says_what_an_issue_asks_for_and_no_path(run):
     assert str(Path.home()) not in done.out and str(Path.cwd()) not in done.out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipe that ends so")
+@pytest.mark.parametrize(
+    "arguments",
+    [["data", "check", "--root", "nowhere"], ["report", "results/shapes"], ["train", "shapes", "--help"], ["--help"]],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does
+    done = subprocess.run(
+        [sys.executable, "-m", "psd", *arguments],
+        **{"stdout": writing, "stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+def test_an_output_that_takes_nothing_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "psd", "env"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "psd: error: [Errno 28] No space left on device\n")
+
+
 def test_the_help_of_train_lists_every_setting_with_its_default(run):
     done = run("train", "--help")
     assert done.code == 0
