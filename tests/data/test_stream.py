@@ -256,6 +256,23 @@ def test_batches_do_not_depend_on_the_number_of_workers(data, expected, workers)
         made.close()
 
 
+@pytest.fixture
+def spawning(monkeypatch):
+    """As on Windows, where there is no forkserver."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+
+
+def test_workers_that_are_spawned_give_the_same_batches(data, expected, spawning):
+    made = stream(data, needs=NEEDS, workers=1)
+    try:
+        _, workers = workers_of(lambda: made[0])
+        assert {type(worker).__name__ for worker in workers} == {"SpawnProcess"}
+        assert all(same(made[step], expected[step]) for step in (0, 1, 11, 2))
+    finally:
+        made.close()
+    assert not workers & set(multiprocessing.active_children())
+
+
 def test_random_access_gives_what_a_fresh_stream_gives(data, expected):
     made = stream(data, needs=NEEDS)
     for step in (11, 3, 0, 1, 2, 2, 10, 11):
