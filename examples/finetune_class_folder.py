@@ -20,8 +20,8 @@ TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([
 
 
 def drawn(folder: Path) -> Path:
-    """Class folders of drawn images, 60 of each of 3 classes."""
-    data = psd.data.load("shapes", classes=3, per_class=60, size=64)
+    """Class folders of drawn images, 120 of each of 3 classes."""
+    data = psd.data.load("shapes", classes=3, per_class=120, size=64)
     for i, (image, label) in enumerate(data):
         (folder / data.classes[label]).mkdir(exist_ok=True)
         to_pil_image(image).save(folder / data.classes[label] / f"{i}.jpg")
@@ -38,18 +38,20 @@ def main() -> None:
     cut = v2.Compose([v2.RandomResizedCrop(64, scale=(0.7, 1)), *TO_TENSOR])
     whole = v2.Compose([v2.Resize(64), v2.CenterCrop(64), *TO_TENSOR])
     order = torch.randperm(len(ImageFolder(folder))).tolist()
-    test, train = (Subset(ImageFolder(folder, t), rows) for t, rows in ((whole, order[:40]), (cut, order[40:])))
-
+    n = len(order) // 6  # held out
+    test, train = (Subset(ImageFolder(folder, t), rows) for t, rows in ((whole, order[:n]), (cut, order[n:])))
     model = psd.models.build("timm:resnet10t", len(test.dataset.classes), weights=options.weights)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4 if options.weights else 2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4 if options.weights else 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
     pairs, loss = psd.ClassPairs(train), psd.SelfDistillationLoss()  # a data set of pairs of one class
-    for epoch in range(12):
+    for epoch in range(6):
         pairs.set_epoch(epoch)
         for x_a, x_b, y, _ in DataLoader(pairs, batch_size=20, shuffle=True):
             logits = model(torch.cat(psd.patch_swap(x_a, x_b, patch_size=16, p=0.5)))
             loss(*logits.chunk(2), y).total.backward()
             optimizer.step()
             optimizer.zero_grad()
+        schedule.step()
     print(f"test accuracy {psd.evaluate(model, test).top1:.1f} %")
 
 

@@ -85,6 +85,9 @@ def export(
     path = Path(path)
     if format not in get_args(Format):
         raise Refused(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
+    if path.exists() and not overwrite:
+        raise Refused(f"{path} is there; give another path, or overwrite=True (--overwrite)")
+    model, known = _opened(run_or_model)
     missing = [package for package in NEEDS.get(format, ()) if find_spec(package) is None]
     if missing:
         raise Refused(f'format {format} needs {missing[0]}, which is missing: pip install ".[export]"')
@@ -93,9 +96,6 @@ def export(
             f"format onnx needs PyTorch {ONNX_TORCH} or newer, here is {torch.__version__}, whose own exporter fails "
             "on these networks; torch_export and safetensors are written by it too"
         )
-    if path.exists() and not overwrite:
-        raise Refused(f"{path} is there; give another path, or overwrite=True (--overwrite)")
-    model, known = _opened(run_or_model)
     given = {"size": size, "class_names": classes, "mean": mean, "std": std}
     known = {**known, **{key: value for key, value in given.items() if value is not None}}
     graph = format != "safetensors"
