@@ -931,9 +931,12 @@ def test_no_step_waits_for_the_device(method, clip_norm, make, tmp_path, monkeyp
             assert waits.seen == ["_local_scalar_dense"]  # it would have been noted
 
 
-def test_a_compiled_network_trains_as_an_eager_one(whole, make, tmp_path):
-    run = finish(make(tmp_path, evaluate_every=2, compile="reduce-overhead"))
-    other = whole("patch_swap")
+def test_a_compiled_network_trains_as_an_eager_one(make, tmp_path):
+    gentle = {"lr": 0.01}  # at 0.1 these few images amplify what compilers round otherwise to some thousandths
+    run, other = (
+        finish(make(tmp_path / compile, evaluate_every=2, compile=compile, optimizer=gentle))
+        for compile in ("reduce-overhead", "off")
+    )
     for a, b in zip(run.record.epochs, other.record.epochs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
     assert run.record.final["nll"] == pytest.approx(other.record.final["nll"], abs=1e-3)
