@@ -113,6 +113,7 @@ def check_whole(record: Record) -> None:
     losses = [entry.get(key, 0) for entry in record.epochs for key in ("loss", "cross_entropy")]
     names = [entry.get("name") for entry in record.metrics]
     for what, right in (
+        *((name, _is_number(getattr(record, name) or 0)) for name in ("image_passes", "seconds", "peak_memory")),
         ("config.budget", len(lengths) == 1 and _are_counts(lengths)),
         ("config.data.batch_size", _are_counts([record.config["data"].get("batch_size")])),
         ("epochs", steps and _are_counts(steps) and all(map(_is_number, losses))),

@@ -69,6 +69,10 @@ class Child:
         return self._printed.read_text() if self._printed.exists() else ""
 
     @property
+    def begun(self) -> bool:
+        return self._printed.exists()
+
+    @property
     def running(self) -> bool:
         return self.process.exitcode is None
 
@@ -99,11 +103,11 @@ class Child:
 
 
 def _run(words: list[str], printed: str, fault: Callable[[], object] | None, variables: dict[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes before and after psd is not tried here
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(variables)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what comes before and after psd is not tried here
     torch.set_num_threads(1)
     if fault is not None:
         fault()

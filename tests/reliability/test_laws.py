@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import psd
 from psd import PairedBatchSampler, SelfDistillationLoss, data, losses, patch_swap, same_class_partner, tasks
@@ -329,6 +330,9 @@ def test_ignored_positions_do_not_matter(case, seed):
 def test_the_loss_in_float32_is_near_that_in_float64(case):
     short = Predictions(*(x.float() if x.is_floating_point() else x for x in case[:5]), case.options)
     rounded = Predictions(*(x.double() if x.is_floating_point() else x for x in short[:5]), case.options)
+    if "hard" in case.options["direction"]:  # which of two is the easier one must not hang on the rounding
+        a, b = (F.cross_entropy(z, case.y, reduction="none") for z in rounded[:2])
+        assume(((a - b).abs() > 1e-5).all())
     found = short.terms()
     assert all(term.dtype == torch.float32 for term in found)
     assert close(found, rounded.terms(), tolerance=1e-4)
