@@ -2,7 +2,8 @@
 
 Turned as EXIF says, 16 bits a channel brought to 8, what is transparent laid on white, and of an animation the first
 picture. Colour profiles (ICC) are not applied. Files come from anywhere, so only common formats are opened, and sizes
-are bounded by Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`), which is applied to the header before pixels are read.
+are bounded by Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) and by `SIDE`, which are applied to the header before
+pixels are read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 # Left out without a word: what file managers leave behind, and texts and tables, which nobody takes for pictures.
 _DROPPINGS = ("thumbs.db", "desktop.ini")
 _TEXTS = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html")
+# JPEG's own limit. An animated WebP of 200 bytes may say 16 million, and Pillow would copy such a row for minutes.
+SIDE = 65_535
 LONGEST = 32  # of an image's longer side only the middle is resized, where it has more than so many shorter sides
 
 Turn = tuple[bool, bool, bool]  # rows and columns change places, then: mirrored left to right, top to bottom
@@ -94,6 +97,8 @@ def opened(
         with pil.open(file, formats=_formats()) as image:
             if image.format == "TIFF" and image.mode == "I":
                 raise ValueError("its numbers have 32 bits, of which nobody says what is white; save it with 8 or 16")
+            if max(image.size) > SIDE:
+                raise ValueError(f"it is {image.width} x {image.height} pixels; a side may have {SIDE}")
             yield image
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and others on damaged files
         if not name and isinstance(file, (str, os.PathLike)):

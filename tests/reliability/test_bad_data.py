@@ -410,6 +410,8 @@ def flipped(content: bytes, at: int) -> bytes:
 
 UNKNOWN = "its content is none of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"
 LIMIT = "exceeds limit of"
+FILM = encoded("WEBP", picture(8, 8), save_all=True, append_images=[Image.new("RGB", (8, 8))], duration=100)
+
 IMAGES: dict[
     str, tuple[bytes | Callable[[Path], Any], str]
 ] = {  # what the file holds, or what makes it, and the reason
@@ -451,6 +453,10 @@ IMAGES: dict[
     "WebP, half": (half("WEBP"), "("),
     "WebP, lossless, half": (half("WEBP", lossless=True), "("),
     "WebP, its signature alone": (b"RIFF\x24\0\0\0WEBPVP8 ", "("),
+    "WebP, an animation of millions of pixels a side": (
+        FILM[:24] + b"\x07\x43\x94" + FILM[27:],  # some hundred bytes, which took Pillow a minute
+        "it is 9716488 x 8 pixels; a side may have 65535",
+    ),
     "GIF, half": (half("GIF"), "("),
     "GIF, its signature alone": (b"GIF89a", UNKNOWN),
     "GIF of 65,535 pixels a side": (b"GIF89a\xff\xff\xff\xff" + encoded("GIF")[10:], LIMIT),
