@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = TRY_AGAIN, f"psd: {_one_line(error)}; {remedy}"
     except _Terminated:
         code, line = TRY_AGAIN, "psd: stopped by SIGTERM" + (f"; {remedy}" if remedy else "")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise  # Python below 3.12 makes a RuntimeError of a Ctrl-C that comes in a class's __set_name__
         code, line = 130, "\npsd: interrupted" + (f"; {remedy}" if remedy else "")
     else:
         return 0

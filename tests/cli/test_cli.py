@@ -196,6 +196,16 @@ def test_env_says_what_an_issue_asks_for_and_no_path(run):
     assert str(Path.home()) not in done.out and str(Path.cwd()) not in done.out
 
 
+def test_ctrl_c_while_a_package_makes_its_classes_is_an_interruption(run, monkeypatch):
+    class Late:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "env", lambda options: type("Made", (), {"late": Late()}))
+    done = run("env")
+    assert (done.code, done.err) == (130, "\npsd: interrupted\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipe that ends so")
 @pytest.mark.parametrize(
     "arguments",
