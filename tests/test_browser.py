@@ -45,7 +45,7 @@ FLAGS = (
 
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden) "
 PANE = NOTEBOOK + ".jp-WindowedPanel-outer"
-STATUS = ".jp-StatusBar-TextItem"
+IDLE = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]"  # beside the kernel
 PROMPT = NOTEBOOK + ".jp-CodeCell .jp-InputPrompt"
 ERROR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.error"]'
 STDERR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.stderr"]'
@@ -89,7 +89,7 @@ class Lab:
         self.wait(clicked, f"'{label}' in the menu")
 
     def idle(self) -> bool:
-        return any(text.endswith("| Idle") for text in self.texts(STATUS))
+        return bool(self.find(IDLE))
 
     def run(self, name: str) -> None:
         """Open a notebook and run all of its cells, if that is not what was done last."""
