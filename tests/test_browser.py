@@ -45,7 +45,7 @@ FLAGS = (
 
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden) "
 PANE = NOTEBOOK + ".jp-WindowedPanel-outer"
-IDLE = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]"  # beside the kernel
+IDLE = NOTEBOOK + ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # beside the kernel
 PROMPT = NOTEBOOK + ".jp-CodeCell .jp-InputPrompt"
 ERROR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.error"]'
 STDERR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.stderr"]'
