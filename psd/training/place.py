@@ -11,7 +11,7 @@ import torch
 from psd.checks import Refused
 from psd.training import records
 from psd.training.config import RunConfig
-from psd.training.processes import Processes
+from psd.training.processes import Processes, ended_at_once
 
 
 class Place:
@@ -39,12 +39,13 @@ class Place:
         self._kept.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         try:
             run = self._run
-            self.accelerator = Accelerator(
-                cpu=run.device == "cpu",
-                mixed_precision="no",  # autocast is opened around a step, so that no network's forward is changed
-                log_with=run.track,
-                project_dir=self._project,
-            )
+            with ended_at_once():
+                self.accelerator = Accelerator(
+                    cpu=run.device == "cpu",
+                    mixed_precision="no",  # autocast is opened around a step, so that no network's forward is changed
+                    log_with=run.track,
+                    project_dir=self._project,
+                )
             self.processes = Processes(self.accelerator)
             self.device: torch.device = self.accelerator.device
             self.precision = "bf16" if self._bf16() else "fp32"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -93,6 +94,27 @@ class Processes:
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """While this context is open, SIGTERM and Ctrl-C end this process without a word, if it is one of several.
+
+    It is for the wait for the others, which is PyTorch's own and lets no handler of Python's run: a process whose
+    partner never comes would heed no signal before PyTorch's time limit.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}  # Python's, not ignored
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave() -> None:

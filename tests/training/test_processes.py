@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ from psd.training import watch
 from psd.training.callbacks import MetricsLog
 from psd.training.config import BudgetConfig, Config, DataConfig, ModelConfig, RunConfig
 from psd.training.loop import Interrupted
-from psd.training.processes import Processes, Termination
+from psd.training.processes import Processes, Termination, ended_at_once
 
 STEPS, BATCH = 5, 16
 DATA = {"count": 80, "classes": 4, "size": 32, "batch_size": BATCH}  # 5 steps an epoch
@@ -67,16 +68,16 @@ def arguments(run: Config, **extra: Any) -> list[str]:
     return words
 
 
-def environment() -> dict[str, str]:
+def environment(**own: str) -> dict[str, str]:
     root = str(Path(psd.__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **own}
 
 
-def start(*command: str) -> subprocess.Popen[str]:
+def start(*command: str, **own: str) -> subprocess.Popen[str]:
     """A job in a process group of its own, which `end` can end whatever is left of it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, **pipes, env=environment(), start_new_session=True)
+    return subprocess.Popen(command, **pipes, env=environment(**own), start_new_session=True)
 
 
 def end(job: subprocess.Popen[str], seconds: float = 120) -> str:
@@ -328,6 +329,45 @@ def test_a_killed_worker_ends_the_job_and_what_it_had_kept_goes_on(tmp_path):
     job.send_signal(signal.SIGTERM)
     end(job)
     assert max(line["step"] for line in noted(run)) > int(newest.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_whose_partner_never_comes_heeds_signals(rank, number, tmp_path):
+    with socket.socket() as address:
+        address.bind(("127.0.0.1", 0))
+        port = address.getsockname()[1]
+        if rank:  # connects to the first one, which is this test and says nothing
+            address.listen()
+            address.settimeout(90)
+        else:
+            address.close()
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        job = start(sys.executable, "-m", "psd", *arguments(config(tmp_path)), **places, **own)
+        with contextlib.closing(address.accept()[0]) if rank else contextlib.nullcontext():
+            if not rank:
+                wait_until(lambda: listens(port), job)
+            job.send_signal(number)
+            printed = end(job, 30)
+    assert job.returncode == -number, printed
+    assert "Traceback" not in printed
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_process_that_waits_for_no_other_keeps_its_handlers(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    before = signal.getsignal(signal.SIGINT)
+    with ended_at_once():
+        assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with ended_at_once():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- what is noted meanwhile
