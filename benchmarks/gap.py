@@ -99,8 +99,7 @@ def train(on: str, method: str, seed: int, options: argparse.Namespace) -> None:
     if file.exists():
         return
     settings = dict(SETTINGS[on][method])
-    precision = {"precision": "bf16"} if on == "photographs" else {}
-    run = {"seed": seed, "output": str(options.out / "runs"), "device": "cpu", "progress": False, **precision}
+    run = {"seed": seed, "output": str(options.out / "runs"), "device": "cpu", "progress": False}
     budget = {"epochs": None, "image_passes": options.passes} if options.passes else {}
     config = recipe(RECIPES[on], method={"name": method}, run=run, budget=budget, **settings)
     _, test = load_data(config.data)
