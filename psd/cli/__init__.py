@@ -234,6 +234,8 @@ def _report(options: argparse.Namespace) -> None:
 
     if bool(options.fill) == bool(options.paths):
         raise Refused("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
+    if options.fill and options.figure:
+        raise Refused("--figure is of the records under PATHs; give them in the place of --fill")
     if options.fill:
         with refusing(f"{options.fill} is no text in UTF-8: "):
             text = options.fill.read_text(encoding="utf-8")
@@ -241,6 +243,12 @@ def _report(options: argparse.Namespace) -> None:
         print(f"{options.fill}: tables made anew")
     else:
         print(reporting.report(options.paths))
+        if options.figure:
+            from psd.reporting import plots
+
+            records = [record for group in reporting.groups(options.paths) for record in group]
+            plots.save(plots.against_compute(plots.at_several_lengths(records)), options.figure)
+            print(f"\nFigure: {printable(options.figure)}")
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -206,6 +206,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         type=_path,
         help="instead: rewrite the tables between this file's 'psd report' comments",
     )
+    report.add_argument(
+        "--figure",
+        metavar="FILE",
+        type=_path,
+        help="save a figure, too: methods that have run at two budgets or more, against image passes",
+    )
 
     data = add(
         "data",

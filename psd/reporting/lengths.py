@@ -93,6 +93,19 @@ def against_compute(
     return figure
 
 
+def at_several_lengths(records: Sequence[Record]) -> list[Record]:
+    """The records of methods that have run at two lengths or more, in image passes: those that make a line.
+
+    ValueError as in `against_compute`, and where no method has.
+    """
+    rows = [
+        [record for row in points.values() for record in row] for points in curves(records).values() if len(points) > 1
+    ]
+    if not rows:
+        raise Refused("no method has run at two lengths in image passes; give records of several budgets")
+    return [record for row in rows for record in row]
+
+
 def _rows_at(lines: Curves, x: float, baseline: str) -> dict[str, list[Record]]:
     """The records of runs of one length, of the methods that share a seed with the baseline there, which is first."""
     theirs = lines[baseline][x]

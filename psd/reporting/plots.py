@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 
 from psd.checks import Refused
 from psd.reporting.images import image_grid, show_image
-from psd.reporting.lengths import against_compute
+from psd.reporting.lengths import against_compute, at_several_lengths
 from psd.reporting.selection import BASELINE, by_method, differences, heading, primary, provenance, repeats, values
 from psd.reporting.selection import metrics as measured_by
 from psd.reporting.statistics import apart, how_tested, interval
@@ -25,6 +25,7 @@ from psd.training.records import Record
 
 __all__ = [
     "against_compute",
+    "at_several_lengths",
     "comparison",
     "described",
     "finding",

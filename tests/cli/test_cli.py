@@ -922,6 +922,35 @@ def test_report_fill_leaves_a_file_alone_that_it_cannot_fill(run, trained, what)
     assert Path("mine.md").read_text() == texts[what] and files() == ["mine.md"]
 
 
+def at_two_lengths(trained: Path) -> list[str]:
+    """Records of two methods, each at the image passes of the trained run and at twice as many."""
+    for method in ("cross_entropy", "patch_swap"):
+        for factor in (1, 2):
+            record = Record.read(f"{trained}.json")
+            passes = record.image_passes * factor
+            record.config["budget"], record.image_passes = {"epochs": None, "image_passes": passes}, passes
+            record.config["method"] = {"name": method}
+            record.name = f"{record.data}/{record.model}/{passes}pass/{method}-s0"
+            record.write(f"{method}-{passes}.json")
+    return sorted(str(file) for file in Path().glob("*.json"))
+
+
+def test_report_saves_a_figure_of_methods_at_several_budgets(run, trained):
+    given = at_two_lengths(trained)
+    done = run("report", *given, "--figure", "mine.png")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{reporting.report(given)}\n\nFigure: mine.png\n"
+    with Image.open("mine.png") as image:
+        assert image.width > 1000
+
+
+def test_report_refuses_a_figure_of_one_budget_and_one_beside_fill(run, trained):
+    assert_refused(run("report", f"{trained}.json", "--figure", "mine.png"), "two lengths")
+    Path("mine.md").write_text(filled(trained))
+    assert_refused(run("report", "--fill", "mine.md", "--figure", "mine.png"), "--figure")
+    assert files() == ["mine.md"] and Path("mine.md").read_text() == filled(trained)
+
+
 # --- data
 
 

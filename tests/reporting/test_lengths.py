@@ -160,3 +160,11 @@ def test_other_baselines_can_be_named():
 def test_what_cannot_be_compared_is_refused(records, options, words):
     with pytest.raises(ValueError, match=words):
         plots.against_compute(records, **options)
+
+
+def test_a_line_is_of_methods_at_two_lengths_or_more():
+    more = [*runs(50_000, 100_000), run("mixup", 0, 100_000, 80.0)]
+    found = plots.at_several_lengths(more)
+    assert {r.variant for r in found} == {"cross_entropy", "patch_swap"} and len(found) == len(more) - 1
+    with pytest.raises(ValueError, match="two lengths"):
+        plots.at_several_lengths(runs(50_000))
