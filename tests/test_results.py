@@ -18,7 +18,7 @@ from psd.training.records import Record
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
 # Comparisons with a folder of results of their own, whose first row is another comparison's too.
-APART = ("dense", "final")
+APART = ("dense", "final", "tuned")
 
 # What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if
 # not all.
@@ -36,6 +36,11 @@ PUBLISHED = {
     "shapes/resnet8/96kpass": ("compare/shapes", {}),
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
     "shapes-replicates/resnet8/96kpass": ("transfer/backbones", {}),
+    "tuned/shapes-replicates/resnet8/96kpass": ("compare/shapes-tuned", {"run": {"output": "results/tuned"}}),
+    "cifar100-small-replicates/resnet14/50kpass": (
+        "photographs/compute",
+        {"compare": {"budgets": [{"image_passes": 50_000}]}},
+    ),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),
     "shapes-scenes-classes4-replicates/fcn@resnet8/8kpass": ("transfer/segmentation", {}),
