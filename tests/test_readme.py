@@ -33,7 +33,7 @@ BLOCKS = [  # page by page: a block never runs on into the next page
 LINES = [
     line.partition("#")[0].split("   ")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
 ]
-VIT = {"shapes-vit-token4": "shapes", "shapes-vit-token8": "shapes"}  # data sets of recipes that are named otherwise
+OF_SHAPES = ("shapes-vit-token4", "shapes-vit-token8", "shapes-tune", "shapes-tuned")  # recipes named otherwise
 LAUNCHED = [line for line in LINES if " -m psd " in line]
 COMMANDS = [line for line in LINES if line.startswith("psd ")]
 COMMANDS += [f"psd {line.partition(' -m psd ')[2]}" for line in LAUNCHED]
@@ -78,7 +78,7 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
     if options.command in ("train", "compare", "bench"):
         run = config.from_dict(read_settings(options.config, options.settings))
         named = options.config.removeprefix("compare/").partition("/")[0]
-        known = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **VIT}
+        known = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **dict.fromkeys(OF_SHAPES, "shapes")}
         if options.config.startswith("transfer/backbones"):
             named = "tiny-imagenet" if options.config.endswith("tiny-imagenet") else "shapes"
         named = known.get(named, named)
