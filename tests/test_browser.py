@@ -46,6 +46,7 @@ FLAGS = (
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden) "
 PANE = NOTEBOOK + ".jp-WindowedPanel-outer"
 IDLE = NOTEBOOK + ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # beside the kernel
+SELECT = ".jp-Dialog .jp-Dialog-button.jp-mod-accept"  # of "Select Kernel"
 PROMPT = NOTEBOOK + ".jp-CodeCell .jp-InputPrompt"
 ERROR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.error"]'
 STDERR = NOTEBOOK + '[data-mime-type="application/vnd.jupyter.stderr"]'
@@ -91,6 +92,12 @@ class Lab:
     def idle(self) -> bool:
         return bool(self.find(IDLE))
 
+    def begun(self) -> bool:
+        """Whether a cell runs or has run. Where the notebook had no kernel yet, JupyterLab asks for one first."""
+        for button in self.find(SELECT):
+            button.click()
+        return set(self.texts(PROMPT)) != {"[ ]:"}
+
     def run(self, name: str) -> None:
         """Open a notebook and run all of its cells, if that is not what was done last."""
         if self.ran == name:
@@ -103,7 +110,7 @@ class Lab:
         self.click(".lm-Menu-itemLabel", "Run All Cells")
         # The kernel is idle before the first cell, and between two: all is done once no cell waits with a star. Not all
         # cells are on the page, but the last is: Run All Cells goes there.
-        self.wait(lambda: set(self.texts(PROMPT)) != {"[ ]:"}, "the first cell", 60)
+        self.wait(self.begun, "the first cell", 60)
         self.wait(lambda: self.idle() and "[*]:" not in self.texts(PROMPT), f"the last cell of {name}", 200)
 
     def saved(self, name: str) -> nbformat.NotebookNode:
