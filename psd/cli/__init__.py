@@ -237,6 +237,8 @@ def _report(options: argparse.Namespace) -> None:
         raise Refused("give either PATHs, such as results/, or --fill FILE, such as --fill README.md")
     if options.fill and options.figure:
         raise Refused("--figure is of the records under PATHs; give them in the place of --fill")
+    if options.equal_epochs and not options.figure:
+        raise Refused("--equal-epochs is of the figure; give --figure FILE, too")
     if options.fill:
         with refusing(f"{options.fill} is no text in UTF-8: "):
             text = options.fill.read_text(encoding="utf-8")
@@ -248,7 +250,8 @@ def _report(options: argparse.Namespace) -> None:
             from psd.reporting import plots
 
             records = [record for group in reporting.groups(options.paths) for record in group]
-            plots.save(plots.against_compute(plots.at_several_lengths(records)), options.figure)
+            drawn = plots.against_compute(plots.at_several_lengths(records), epochs=options.equal_epochs)
+            plots.save(drawn, options.figure)
             print(f"\nFigure: {printable(options.figure)}")
 
 

@@ -212,6 +212,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         type=_path,
         help="save a figure, too: methods that have run at two budgets or more, against image passes",
     )
+    report.add_argument(
+        "--equal-epochs",
+        action="store_true",
+        help="with --figure: against epochs, in which methods of pairs take twice the image passes",
+    )
 
     data = add(
         "data",

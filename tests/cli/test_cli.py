@@ -929,7 +929,7 @@ def at_two_lengths(trained: Path) -> list[str]:
             record = Record.read(f"{trained}.json")
             passes = record.image_passes * factor
             record.config["budget"], record.image_passes = {"epochs": None, "image_passes": passes}, passes
-            record.config["method"] = {"name": method}
+            record.config["method"], record.epochs = {"name": method}, record.epochs * factor
             record.name = f"{record.data}/{record.model}/{passes}pass/{method}-s0"
             record.write(f"{method}-{passes}.json")
     return sorted(str(file) for file in Path().glob("*.json"))
@@ -942,12 +942,15 @@ def test_report_saves_a_figure_of_methods_at_several_budgets(run, trained):
     assert done.out == f"{reporting.report(given)}\n\nFigure: mine.png\n"
     with Image.open("mine.png") as image:
         assert image.width > 1000
+    assert run("report", *given, "--figure", "epochs.png", "--equal-epochs").code == 0
+    assert Path("epochs.png").read_bytes() != Path("mine.png").read_bytes()
 
 
 def test_report_refuses_a_figure_of_one_budget_and_one_beside_fill(run, trained):
     assert_refused(run("report", f"{trained}.json", "--figure", "mine.png"), "two lengths")
     Path("mine.md").write_text(filled(trained))
     assert_refused(run("report", "--fill", "mine.md", "--figure", "mine.png"), "--figure")
+    assert_refused(run("report", f"{trained}.json", "--equal-epochs"), "--figure")
     assert files() == ["mine.md"] and Path("mine.md").read_text() == filled(trained)
 
 
