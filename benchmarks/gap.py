@@ -3,8 +3,8 @@
 For a pair, p is the network's probability of the pair's true class. "mean p" is that of all images, "gap" the mean of
 |p_a - p_b| over pairs, "KL" the mean of the two divergences at temperature 1, over all pairs; "to the less sure" is the
 share of the distillation term's gradient (its length, at the default temperature of `psd.SelfDistillationLoss`) that
-reaches the prediction of the image with the lower p. "gain" is Spearman's rank correlation of a pair's gap halfway with
-the rise of the mean of its two log p from there to the end. Images are test images, pairs the same for all networks; a swap
+reaches the prediction of the image with the lower p. "correlation" is Spearman's, of a pair's gap halfway with the rise
+of the mean of its two log p from there to the end. Images are test images, pairs the same for all networks; a swap
 exchanges each patch with probability 1/2. The networks are trained on the replicates, with the settings, of a shipped
 recipe:
 
