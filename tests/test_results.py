@@ -41,6 +41,7 @@ PUBLISHED = {
         "photographs/compute",
         {"compare": {"budgets": [{"image_passes": 50_000}]}},
     ),
+    "final/cifar100-small-replicates/resnet14/200kpass": ("photographs/final", {"run": {"output": "results/final"}}),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),
     "shapes-scenes-classes4-replicates/fcn@resnet8/8kpass": ("transfer/segmentation", {}),
