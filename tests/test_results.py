@@ -37,10 +37,13 @@ PUBLISHED = {
     "shapes-fit/resnet8/96kpass": ("compare/shapes-ablations", {}),
     "shapes-replicates/resnet8/96kpass": ("transfer/backbones", {}),
     "tuned/shapes-replicates/resnet8/96kpass": ("compare/shapes-tuned", {"run": {"output": "results/tuned"}}),
-    "cifar100-small-replicates/resnet14/50kpass": (
-        "photographs/compute",
-        {"compare": {"budgets": [{"image_passes": 50_000}]}},
-    ),
+    **{
+        f"cifar100-small-replicates/resnet14/{passes}kpass": (
+            "photographs/compute",
+            {"compare": {"budgets": [{"image_passes": 1_000 * passes}]}},
+        )
+        for passes in (50, 100)
+    },
     "final/cifar100-small-replicates/resnet14/200kpass": ("photographs/final", {"run": {"output": "results/final"}}),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),

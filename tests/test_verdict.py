@@ -1,0 +1,139 @@
+"""The verdict in RESULTS, and the pages and notebooks that quote it: every figure in them is that of the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from psd.reporting.statistics import interval
+from psd.training.records import Record
+
+ROOT = Path(__file__).parent.parent
+PHOTOS, FRESH = "cifar100-small-replicates/resnet14/200kpass", "final/cifar100-small-replicates/resnet14/200kpass"
+SHORT, MIDDLE = "cifar100-small-replicates/resnet14/50kpass", "cifar100-small-replicates/resnet14/100kpass"
+SEARCH = "cifar100-small-replicates-fit/resnet14/100kpass"
+DRAWN = "tuned/shapes-replicates/resnet8/96kpass"
+PRETRAINED = "cifar100-small-per_class{}-size64-replicates/timm-tf_efficientnet_lite0/8kpass"
+PATCH8 = "patch_swap-patch8"
+
+# A text, and the records that it is the figure of: folder, method, and the method it is compared with, in points of
+# top-1, if not cross_entropy, with its folder, if another; or the metric that it is the mean of.
+DIFFERENCES = [
+    ("+3.8 ± 1.9", PHOTOS, "mixup"),
+    ("+2.8 ± 0.7", PHOTOS, "cutmix"),
+    ("+0.4 ± 2.0", PHOTOS, "patch_swap"),
+    ("+0.1 ± 1.6", PHOTOS, "pair_distillation"),
+    ("+0.3 ± 0.8", PHOTOS, "patch_swap", "pair_distillation"),
+    ("+4.8 ± 2.4", PHOTOS, "patch_swap", "patch_swap-100-anchors"),
+    ("4.8 ± 2.4", PHOTOS, "patch_swap", "patch_swap-100-anchors"),
+    ("-5.3 ± 3.2", SHORT, "patch_swap"),
+    ("+0.2 ± 2.0", SHORT, "mixup"),
+    ("-2.1 ± 2.9", MIDDLE, "patch_swap"),
+    ("+2.2 ± 1.7", MIDDLE, "mixup"),
+    ("+1.8 ± 1.6", MIDDLE, "patch_swap", "cross_entropy", SHORT),  # equal epochs
+    ("+1.7 ± 0.7", PHOTOS, "patch_swap", "cross_entropy", MIDDLE),
+    ("+3.4 ± 3.0", FRESH, "mixup"),
+    ("+1.7 ± 1.4", FRESH, PATCH8),
+    ("+0.4 ± 1.1", FRESH, "patch_swap"),
+    ("+1.2 ± 1.0", FRESH, f"{PATCH8}-w0.25"),
+    ("-0.6 ± 1.3", FRESH, f"{PATCH8}-w0.25", PATCH8),
+    ("+1.63 ± 1.63", FRESH, PATCH8, "pair_distillation"),
+    ("+1.35 ± 1.43", FRESH, PATCH8, "patch_swap"),
+    ("+1.7 ± 3.5", FRESH, "mixup", PATCH8),
+    ("-5.4 ± 2.3", SEARCH, "patch_swap-p1", "patch_swap"),
+    ("5.4 ± 2.3", SEARCH, "patch_swap", "patch_swap-p1"),
+    ("+1.2 ± 2.9", PRETRAINED.format(5), "patch_swap-patch32"),
+    ("-3.9 ± 1.3", PRETRAINED.format(20), "patch_swap-patch32"),
+    ("-5.6 ± 2.3", PRETRAINED.format(50), "patch_swap-patch32"),
+    ("3.9 ± 1.3", PRETRAINED.format(20), "cross_entropy", "patch_swap-patch32"),
+    ("7.1 ± 1.3", PRETRAINED.format(50), "cross_entropy", "patch_swap-patch16"),
+    ("+2.3 ± 2.3", PRETRAINED.format(20), "patch_swap-patch32", "patch_swap-patch16"),
+    ("+4.5 ± 2.5", DRAWN, "patch_swap"),
+    ("+3.7 ± 1.9", DRAWN, "random_erasing"),
+    ("+2.9 ± 1.9", DRAWN, "mixup"),
+    ("+0.8 ± 1.2", DRAWN, "patch_swap", "random_erasing"),
+    ("+16.3 ± 4.5", "shapes/resnet8/96kpass", "patch_swap"),
+]
+MEANS = [
+    ("1.17", PHOTOS, "cross_entropy", "nll"),
+    ("0.83", PHOTOS, "patch_swap", "nll"),
+    ("0.79", PHOTOS, "cross_entropy", "nll_scaled"),
+    ("0.78", PHOTOS, "patch_swap", "nll_scaled"),
+    ("0.72", PHOTOS, "mixup", "nll"),
+    ("0.69", PHOTOS, "mixup", "nll_scaled"),
+    ("0.08", FRESH, PATCH8, "ece"),
+    ("0.04", FRESH, f"{PATCH8}-w0.25", "ece"),
+]
+DIFFERENCE = re.compile(r"[-+]?\d+\.\d+ ± \d+\.\d+")
+
+
+@cache
+def values(folder: str, method: str, metric: str) -> dict[int, float]:
+    """Of each seed."""
+    files = (ROOT / "results" / folder).glob(f"{method}-s*.json")
+    return {(record := Record.read(file)).seed: record.final[metric] for file in files}
+
+
+def section(page: str, heading: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert heading in text
+    return re.split(r"^#+ ", text.partition(heading)[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def quotation(notebook: str) -> str:
+    """A notebook's verdict: the lines that it quotes."""
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    lines = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "markdown").splitlines()
+    return "\n".join(line for line in lines if line.startswith(">"))
+
+
+VERDICT = section("RESULTS.md", "\n## The verdict\n")
+QUOTING = {
+    "README.md": section("README.md", "\n## When to use it, and when not\n"),
+    "docs/when.md": (ROOT / "docs/when.md").read_text(encoding="utf-8"),
+    **{name: quotation(name) for name in ("00_start_here.ipynb", "04_training.ipynb", "07_peers.ipynb")},
+}
+
+
+@pytest.mark.parametrize("claim", DIFFERENCES, ids=lambda claim: claim[0])
+def test_a_difference_is_that_of_the_records(claim):
+    text, folder, method, *rest = claim
+    other, of = (*rest, "cross_entropy", folder)[:2] if len(rest) != 1 else (*rest, folder)
+    ours, theirs = values(folder, method, "top1"), values(of, other, "top1")
+    assert set(ours) == set(theirs) and len(ours) >= 3
+    middle, half = interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
+    digits = len(text.rpartition(".")[2])
+    sign = "+" if text.startswith(("+", "-")) else ""
+    assert f"{middle:{sign}.{digits}f} ± {half:.{digits}f}" == text
+
+
+@pytest.mark.parametrize("claim", MEANS, ids=lambda claim: claim[0])
+def test_a_mean_is_that_of_the_records(claim):
+    text, *where = claim
+    found = values(*where)
+    assert len(found) == 5 and f"{sum(found.values()) / 5:.2f}" == text
+
+
+def test_the_verdict_has_at_most_twelve_lines_each_with_a_figure():
+    lines = re.findall(r"^\d+\. .*?(?=^\d+\. |\Z)", VERDICT, re.MULTILINE | re.DOTALL)
+    assert 6 <= len(lines) <= 12
+    assert all(re.search(r"\d\.\d", line) for line in lines)
+
+
+def test_the_verdict_s_figures_are_those_above():
+    known = {claim[0] for claim in (*DIFFERENCES, *MEANS)}
+    differences = set(DIFFERENCE.findall(VERDICT))
+    assert differences <= known
+    settings = {"0.5", "0.25", "0.03", "0.1", "0.3"}
+    assert set(re.findall(r"\d+\.\d+", DIFFERENCE.sub("", VERDICT))) <= known | settings
+
+
+@pytest.mark.parametrize("page", QUOTING)
+def test_what_quotes_the_verdict_has_figures_of_the_records(page):
+    found = set(DIFFERENCE.findall(QUOTING[page]))
+    assert len(found) > 5
+    assert found <= {claim[0] for claim in DIFFERENCES}
