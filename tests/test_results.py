@@ -45,6 +45,7 @@ PUBLISHED = {
         for passes in (50, 100)
     },
     "final/cifar100-small-replicates/resnet14/200kpass": ("photographs/final", {"run": {"output": "results/final"}}),
+    "cifar100-small-replicates/resnet14/400kpass": ("photographs/long", {}),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),
     "shapes-scenes-classes4-replicates/fcn@resnet8/8kpass": ("transfer/segmentation", {}),

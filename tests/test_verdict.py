@@ -15,7 +15,7 @@ from psd.training.records import Record
 ROOT = Path(__file__).parent.parent
 PHOTOS, FRESH = "cifar100-small-replicates/resnet14/200kpass", "final/cifar100-small-replicates/resnet14/200kpass"
 SHORT, MIDDLE = "cifar100-small-replicates/resnet14/50kpass", "cifar100-small-replicates/resnet14/100kpass"
-SEARCH = "cifar100-small-replicates-fit/resnet14/100kpass"
+LONG, SEARCH = "cifar100-small-replicates/resnet14/400kpass", "cifar100-small-replicates-fit/resnet14/100kpass"
 DRAWN = "tuned/shapes-replicates/resnet8/96kpass"
 PRETRAINED = "cifar100-small-per_class{}-size64-replicates/timm-tf_efficientnet_lite0/8kpass"
 PATCH8 = "patch_swap-patch8"
@@ -34,8 +34,11 @@ DIFFERENCES = [
     ("+0.2 ± 2.0", SHORT, "mixup"),
     ("-2.1 ± 2.9", MIDDLE, "patch_swap"),
     ("+2.2 ± 1.7", MIDDLE, "mixup"),
+    ("+0.9 ± 2.7", LONG, "patch_swap"),
+    ("+3.7 ± 0.6", LONG, "mixup"),
     ("+1.8 ± 1.6", MIDDLE, "patch_swap", "cross_entropy", SHORT),  # equal epochs
     ("+1.7 ± 0.7", PHOTOS, "patch_swap", "cross_entropy", MIDDLE),
+    ("+3.2 ± 2.3", LONG, "patch_swap", "cross_entropy", PHOTOS),
     ("+3.4 ± 3.0", FRESH, "mixup"),
     ("+1.7 ± 1.4", FRESH, PATCH8),
     ("+0.4 ± 1.1", FRESH, "patch_swap"),
