@@ -36,6 +36,9 @@ DIFFERENCES = [
     ("+2.2 ± 1.7", MIDDLE, "mixup"),
     ("+0.9 ± 2.7", LONG, "patch_swap"),
     ("+3.7 ± 0.6", LONG, "mixup"),
+    ("+2.3 ± 1.9", LONG, PATCH8),
+    ("+1.38 ± 1.42", LONG, PATCH8, "patch_swap"),
+    ("+1.4 ± 2.2", LONG, "mixup", PATCH8),
     ("+1.8 ± 1.6", MIDDLE, "patch_swap", "cross_entropy", SHORT),  # equal epochs
     ("+1.7 ± 0.7", PHOTOS, "patch_swap", "cross_entropy", MIDDLE),
     ("+3.2 ± 2.3", LONG, "patch_swap", "cross_entropy", PHOTOS),
@@ -114,6 +117,11 @@ def test_a_difference_is_that_of_the_records(claim):
     assert f"{middle:{sign}.{digits}f} ± {half:.{digits}f}" == text
 
 
+def test_the_larger_patches_are_ahead_of_the_smaller_in_all_ten_replicates():
+    pairs = [(values(folder, PATCH8, "top1"), values(folder, "patch_swap", "top1")) for folder in (FRESH, LONG)]
+    assert sum(larger[seed] > smaller[seed] for larger, smaller in pairs for seed in larger) == 10
+
+
 @pytest.mark.parametrize("claim", MEANS, ids=lambda claim: claim[0])
 def test_a_mean_is_that_of_the_records(claim):
     text, *where = claim
@@ -133,6 +141,13 @@ def test_the_verdict_s_figures_are_those_above():
     assert differences <= known
     settings = {"0.5", "0.25", "0.03", "0.1", "0.3"}
     assert set(re.findall(r"\d+\.\d+", DIFFERENCE.sub("", VERDICT))) <= known | settings
+
+
+def test_the_cost_of_the_photographs_is_that_of_their_records():
+    runs = [Record.read(file) for file in (ROOT / "results").rglob("cifar100-small*replicates*/**/*.json")]
+    hours = {gpu: sum(run.seconds for run in runs if ("NVIDIA" in run.device) is gpu) / 3600 for gpu in (False, True)}
+    said = f"{hours[False]:.0f} hours of a CPU, one thread a run, and {hours[True]:.0f} hours of one H100"
+    assert f"{len(runs)} runs on replicates, the search included: {said}" in VERDICT
 
 
 @pytest.mark.parametrize("page", QUOTING)
