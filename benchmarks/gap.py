@@ -117,18 +117,18 @@ def train(on: str, method: str, seed: int, options: argparse.Namespace) -> None:
                 courses[str(at[loop.step])] = look(loop.network, test, pairs)
                 loop.plan.train_mode(loop.model)
         steps = loop.steps
-    gain = {
+    correlation = {
         kind: rank_correlation(courses["0.5"][kind]["gaps"], courses["1.0"][kind]["log_p"] - half["log_p"])
         for kind, half in courses["0.5"].items()
         if kind != "top1"
     }
     for course in courses.values():
-        for kind in gain:
+        for kind in correlation:
             del course[kind]["gaps"], course[kind]["log_p"]
     versions = {"torch": torch.__version__, "revision": psd.training.records.revision()}
     found = {"on": on, "method": method, "seed": seed, "steps": steps, "config": config.to_dict(), **versions}
     found["config"]["run"]["output"] = None
-    file.write_text(json.dumps({**found, "at": courses, "gain": gain}) + "\n")
+    file.write_text(json.dumps({**found, "at": courses, "correlation": correlation}) + "\n")
     end = courses["1.0"]
     print(f"{file.name}: top-1 {end['top1']:.1f} %, gap {end['whole']['gap']:.3f} of whole pairs", flush=True)
 
@@ -195,7 +195,7 @@ def table(options: argparse.Namespace) -> None:
         print("| method | pairs | correlation |\n| --- | --- | ---: |")
         for method in SETTINGS[on]:
             for kind in ("whole", *map(str, PATCHES[on])):
-                values = [one["gain"][kind] for one in runs if one["method"] == method]
+                values = [one["correlation"][kind] for one in runs if one["method"] == method]
                 print(f"| {method} | {'whole' if kind == 'whole' else f'patches of {kind}'} | {spread(values, 2)} |")
     for one in found:
         if one["on"] == "dogs":

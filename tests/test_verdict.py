@@ -110,7 +110,8 @@ QUOTING = {
 @pytest.mark.parametrize("claim", DIFFERENCES, ids=lambda claim: claim[0])
 def test_a_difference_is_that_of_the_records(claim):
     text, folder, method, *rest = claim
-    other, of = (*rest, "cross_entropy", folder)[:2] if len(rest) != 1 else (*rest, folder)
+    other = rest[0] if rest else "cross_entropy"
+    of = rest[1] if len(rest) > 1 else folder
     ours, theirs = values(folder, method, "top1"), values(of, other, "top1")
     assert set(ours) == set(theirs) and len(ours) >= 3
     middle, half = interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
