@@ -16,6 +16,8 @@ One file a training is written to FOLDER; a training whose file is there is not 
     python benchmarks/gap.py dogs --weights FILE --out FOLDER
     python benchmarks/gap.py table --out FOLDER                         all of it, as Markdown
 
+The trainings of the record stand in results/benchmarks/gap.jsonl, a line each: "table --out results/benchmarks".
+
 "dogs" asks EfficientNet-Lite0, trained on ImageNet, for P(dog), the sum over ImageNet's 118 breeds, of the two
 photographs of `psd.data.dogs`, over 24 masks (seeds 0 to 23) for every size of patch. With the package's own folder as
 FOLDER, psd/data/photographs, it writes what `psd.data.dogs.said` reads.
@@ -173,7 +175,8 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(options: argparse.Namespace) -> None:
-    found = [json.loads(file.read_text()) for file in sorted(options.out.glob("*.json"))]
+    files = sorted(options.out.glob("*.json*"))
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     for on in RECIPES:
         runs = [one for one in found if one["on"] == on]
         if not runs:
