@@ -6,6 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -165,3 +166,62 @@ def test_what_quotes_the_verdict_has_figures_of_the_records(page):
     found = set(DIFFERENCE.findall(QUOTING[page]))
     assert len(found) > 5
     assert found <= {claim[0] for claim in DIFFERENCES}
+
+
+GAPS = [json.loads(line) for line in (ROOT / "results/benchmarks/gap.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def gaps(on: str, method: str, share: str, kind: str, key: str = "gap") -> list[float]:
+    """Of each replicate."""
+    return [one["at"][share][kind][key] for one in GAPS if (one["on"], one["method"]) == (on, method)]
+
+
+def spread(found: list[float]) -> str:
+    return f"{fmean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def test_the_gaps_are_those_of_the_record():
+    text = section("RESULTS.md", "\n## The gap of a pair, before and after the swap\n")
+    rows = re.findall(r"^\| (photographs|drawn) \| (\w+) \| ([\d.]+) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for what, method, top1, cells in rows:
+        on = {"drawn": "shapes"}.get(what, what)
+        mine = [one["at"]["1.0"] for one in GAPS if (one["on"], one["method"]) == (on, method)]
+        assert len(mine) == 3 and f"{fmean(one['top1'] for one in mine):.1f}" == top1
+        kinds = [kind for kind in ("whole", "2", "4", "8", "16") if kind in mine[0]]
+        assert cells.replace("|  |", "|").split(" | ") == [spread(gaps(on, method, "1.0", kind)) for kind in kinds]
+    every = [look for one in GAPS for at in one["at"].values() for kind, look in at.items() if kind != "top1"]
+    shares = [look["to_less_sure"] for look in every]
+    assert f"{min(shares):.2f} to {max(shares):.2f}".replace("0.", ".") in text
+    for on, size in (("photographs", "4"), ("shapes", "16")):
+        mine = [one["correlation"][size] for one in GAPS if (one["on"], one["method"]) == (on, "patch_swap")]
+        assert spread(mine).replace("0.", ".") in text
+
+
+@pytest.mark.parametrize(
+    "text, where",
+    [
+        ("from .36 to .25 (cross-entropy)", ("photographs", "cross_entropy", "1.0", "4")),
+        ("from .31 to .14 (patch swap)", ("photographs", "patch_swap", "1.0", "4")),
+        ("from .16 to .30", ("shapes", "cross_entropy", "1.0", "8")),
+        ("from .12 to .19", ("shapes", "patch_swap", "1.0", "8")),
+        ("(.08 to .06)", ("shapes", "cross_entropy", "0.05", "8")),
+        ("(.18 to .31)", ("shapes", "cross_entropy", "0.5", "8")),
+    ],
+)
+def test_the_gaps_in_a_notebook_are_those_of_the_record(text, where):
+    *network, size = where
+    before, after = (fmean(gaps(*network, kind)) for kind in ("whole", size))
+    assert f"{before:.2f} to {after:.2f}".replace("0.", ".") in text
+    cells = json.loads((ROOT / "notebooks/05_why_it_works.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert any(text in "".join(cell["source"]) for cell in cells)
+
+
+def test_the_swap_narrows_the_gap_of_photographs_and_small_patches_widen_that_of_drawings():
+    def change(on: str, method: str, size: str) -> list[float]:
+        whole, swapped = (gaps(on, method, "1.0", kind) for kind in ("whole", size))
+        return [b - a for a, b in zip(whole, swapped, strict=True)]
+
+    for method in ("cross_entropy", "patch_swap"):
+        assert all(value < 0 for size in ("2", "4", "8", "16") for value in change("photographs", method, size))
+        assert all(value > 0 for value in change("shapes", method, "8"))
