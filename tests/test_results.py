@@ -95,8 +95,8 @@ PUBLISHED = {
 }
 
 # Ideas that did not win: their code is gone, and stands at the revision that their records name.
-GONE = {"patch_swap_variant", "patch_swap_mixup", "patch_swap_random_erasing"}
-GONE_OPTIONS = {"end", "ramp", "mix_sizes", "mean", "layer", "alpha", "mixup_p", "erase_p"}
+GONE = {"patch_swap_variant", "patch_swap_mixup", "patch_swap_random_erasing", "patch_swap_idea"}
+GONE_OPTIONS = {"end", "top", "ramp", "mix_sizes", "mean", "layer", "alpha", "mixup_p", "erase_p"}
 
 records = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(RESULTS).with_suffix("").as_posix())
 
