@@ -185,14 +185,17 @@ def spread(found: list[float]) -> str:
 
 def test_the_gaps_are_those_of_the_record():
     text = section("RESULTS.md", "\n## The gap of a pair, before and after the swap\n")
-    rows = re.findall(r"^\| (photographs|drawn) \| (\w+) \| ([\d.]+) \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (photographs|drawn) \| (\w+) \| (.+) \|$", text, re.MULTILINE)
     assert len(rows) == 4
-    for what, method, top1, cells in rows:
+    right = []
+    for what, method, cells in rows:
         on = {"drawn": "shapes"}.get(what, what)
         mine = [one["at"]["1.0"] for one in GAPS if (one["on"], one["method"]) == (on, method)]
-        assert len(mine) == 3 and f"{fmean(one['top1'] for one in mine):.1f}" == top1
+        assert len(mine) == 3
+        right.append(f"{fmean(one['top1'] for one in mine):.1f}")
         kinds = [kind for kind in ("whole", "2", "4", "8", "16") if kind in mine[0]]
         assert cells.replace("|  |", "|").split(" | ") == [spread(gaps(on, method, "1.0", kind)) for kind in kinds]
+    assert "{}, {}, {} and {} %".format(*right) in text
     every = [look for one in GAPS for at in one["at"].values() for kind, look in at.items() if kind != "top1"]
     shares = [look["to_less_sure"] for look in every]
     assert f"{min(shares):.2f} to {max(shares):.2f}".replace("0.", ".") in text
