@@ -199,8 +199,9 @@ def test_the_gaps_are_those_of_the_record():
     every = [look for one in GAPS for at in one["at"].values() for kind, look in at.items() if kind != "top1"]
     shares = [look["to_less_sure"] for look in every]
     assert f"{min(shares):.2f} to {max(shares):.2f}".replace("0.", ".") in text
-    for on, size in (("photographs", "4"), ("shapes", "16")):
-        mine = [one["correlation"][size] for one in GAPS if (one["on"], one["method"]) == (on, "patch_swap")]
+    asked = (("photographs", "patch_swap", "4"), ("shapes", "patch_swap", "16"))
+    for on, method, kind in (*asked, *((on, "cross_entropy", "whole") for on in ("photographs", "shapes"))):
+        mine = [one["correlation"][kind] for one in GAPS if (one["on"], one["method"]) == (on, method)]
         assert spread(mine).replace("0.", ".") in text
 
 

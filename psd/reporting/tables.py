@@ -204,9 +204,10 @@ def _caption(records: list[Record]) -> str:
     rows = by_method(records)
     some = "" if _same_seeds(rows) else ", as many of them as the column says"
     tested = " / ".join(f"{n:,}" for n in sorted({record.final.get("n_test", 0) for record in records}))
+    kind = "tune" if all(record.config["data"].get("split") == "fit" for record in records) else "test"
     devices = ", ".join(sorted({record.device for record in records}))
     return (
-        f"{_seeds(records)}{some}; {tested} test images, after the last epoch. {_better(metrics(records).values())}."
+        f"{_seeds(records)}{some}; {tested} {kind} images, after the last epoch. {_better(metrics(records).values())}."
         f"{_deltas(rows)} Seconds a run on {devices}."
     )
 

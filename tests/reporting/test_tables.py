@@ -173,6 +173,11 @@ def test_the_heading_and_the_caption_say_what_was_measured(write):
     assert "paired by seed" in text and "on cpu, 2 threads" in text
 
 
+def test_images_that_are_kept_for_choosing_settings_are_not_called_test_images(write):
+    text = reporting.report([write(record(**{"data.split": "fit"}))])
+    assert "2,000 tune images, after the last epoch." in text and "test images" not in text
+
+
 def test_equal_epochs_are_named_as_such():
     equal = config.recipe("shapes", budget={"epochs": 200, "image_passes": None})
     assert reporting.heading(record(config=equal.to_dict())) == "**shapes, resnet8, 200 epochs**"
