@@ -158,7 +158,7 @@ def test_the_verdict_s_figures_are_those_above():
 
 
 def test_the_cost_of_the_photographs_is_that_of_their_records():
-    runs = [Record.read(file) for file in (ROOT / "results").rglob("cifar100-small*replicates*/**/*.json")]
+    runs = [Record.read(file) for file in (ROOT / "results").rglob("cifar100-*replicates*/**/*.json")]
     hours = {gpu: sum(run.seconds for run in runs if ("NVIDIA" in run.device) is gpu) / 3600 for gpu in (False, True)}
     said = f"{hours[False]:.0f} hours of a CPU, one thread a run, and {hours[True]:.0f} hours of one H100"
     assert f"{len(runs)} runs on replicates, the search included: {said}" in VERDICT
