@@ -25,6 +25,7 @@ APART = ("dense", "final", "tuned")
 PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
     "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),
+    "cifar100-small-per_class25-replicates/resnet14/200kpass": ("photographs/few", {}),
     **{
         f"cifar100-small-per_class{n}-size64-replicates/timm-tf_efficientnet_lite0/8kpass": (
             "photographs/pretrained",

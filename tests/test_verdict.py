@@ -20,6 +20,7 @@ LONG, SEARCH = "cifar100-small-replicates/resnet14/400kpass", "cifar100-small-re
 DRAWN = "tuned/shapes-replicates/resnet8/96kpass"
 PRETRAINED = "cifar100-small-per_class{}-size64-replicates/timm-tf_efficientnet_lite0/8kpass"
 PATCH8 = "patch_swap-patch8"
+FEW = "cifar100-small-per_class25-replicates/resnet14/200kpass"
 
 # A text, and the records that it is the figure of: folder, method, and the method it is compared with, in points of
 # top-1, if not cross_entropy, with its folder, if another; or the metric that it is the mean of.
@@ -58,6 +59,12 @@ DIFFERENCES = [
     ("+0.9 ± 8.3", SEARCH, "patch_swap_idea-mean", f"{PATCH8}-w0.25"),
     ("+0.2 ± 2.2", SEARCH, "patch_swap_idea-end0.7", f"{PATCH8}-w0.25"),
     ("-5.6 ± 11.9", SEARCH, "patch_swap_idea-mixup", f"{PATCH8}-w0.25"),
+    ("+5.9 ± 5.1", FEW, "mixup"),
+    ("+4.6 ± 4.4", FEW, "mixup", "patch_swap"),
+    ("+1.35 ± 0.95", FEW, "patch_swap"),
+    ("+1.1 ± 3.1", FEW, PATCH8),
+    ("+0.9 ± 3.1", FEW, "pair_distillation"),
+    ("-2.1 ± 1.6", FEW, "random_erasing"),
     ("+1.2 ± 2.9", PRETRAINED.format(5), "patch_swap-patch32"),
     ("-3.9 ± 1.3", PRETRAINED.format(20), "patch_swap-patch32"),
     ("-5.6 ± 2.3", PRETRAINED.format(50), "patch_swap-patch32"),
@@ -75,6 +82,10 @@ MEANS = [
     ("0.83", PHOTOS, "patch_swap", "nll"),
     ("0.79", PHOTOS, "cross_entropy", "nll_scaled"),
     ("0.78", PHOTOS, "patch_swap", "nll_scaled"),
+    ("1.89", FEW, "cross_entropy", "nll"),
+    ("1.32", FEW, "cross_entropy", "nll_scaled"),
+    ("1.31", FEW, "patch_swap", "nll"),
+    ("1.28", FEW, "patch_swap", "nll_scaled"),
     ("0.72", PHOTOS, "mixup", "nll"),
     ("0.69", PHOTOS, "mixup", "nll_scaled"),
     ("0.08", FRESH, PATCH8, "ece"),
