@@ -26,6 +26,7 @@ PUBLISHED = {
     "cifar100-small/resnet14/200kpass": ("compare/cifar100-small", {}),
     "cifar100-small-replicates/resnet14/200kpass": ("photographs/methods", {}),
     "cifar100-small-per_class25-replicates/resnet14/200kpass": ("photographs/few", {}),
+    "cifar100-classes10-per_class300-replicates/resnet14/400kpass": ("photographs/many", {}),
     **{
         f"cifar100-small-per_class{n}-size64-replicates/timm-tf_efficientnet_lite0/8kpass": (
             "photographs/pretrained",
@@ -97,7 +98,7 @@ PUBLISHED = {
 
 # Ideas that did not win: their code is gone, and stands at the revision that their records name.
 GONE = {"patch_swap_variant", "patch_swap_mixup", "patch_swap_random_erasing", "patch_swap_idea"}
-GONE_OPTIONS = {"end", "top", "ramp", "mix_sizes", "mean", "layer", "alpha", "mixup_p", "erase_p"}
+GONE_OPTIONS = {"end", "top", "ring", "gap", "ramp", "mix_sizes", "mean", "layer", "alpha", "mixup_p", "erase_p"}
 
 records = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(RESULTS).with_suffix("").as_posix())
 

@@ -21,6 +21,7 @@ DRAWN = "tuned/shapes-replicates/resnet8/96kpass"
 PRETRAINED = "cifar100-small-per_class{}-size64-replicates/timm-tf_efficientnet_lite0/8kpass"
 PATCH8 = "patch_swap-patch8"
 FEW = "cifar100-small-per_class25-replicates/resnet14/200kpass"
+MANY = "cifar100-classes10-per_class300-replicates/resnet14/400kpass"
 
 # A text, and the records that it is the figure of: folder, method, and the method it is compared with, in points of
 # top-1, if not cross_entropy, with its folder, if another; or the metric that it is the mean of.
@@ -59,6 +60,8 @@ DIFFERENCES = [
     ("+0.9 ± 8.3", SEARCH, "patch_swap_idea-mean", f"{PATCH8}-w0.25"),
     ("+0.2 ± 2.2", SEARCH, "patch_swap_idea-end0.7", f"{PATCH8}-w0.25"),
     ("-5.6 ± 11.9", SEARCH, "patch_swap_idea-mixup", f"{PATCH8}-w0.25"),
+    ("-1.2 ± 5.0", MANY, "patch_swap"),
+    ("+1.1 ± 4.8", MANY, "mixup"),
     ("+5.9 ± 5.1", FEW, "mixup"),
     ("+4.6 ± 4.4", FEW, "mixup", "patch_swap"),
     ("+1.35 ± 0.95", FEW, "patch_swap"),
