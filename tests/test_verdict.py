@@ -59,6 +59,8 @@ DIFFERENCES = [
     ("5.4 ± 2.3", SEARCH, "patch_swap", "patch_swap-p1"),
     ("+0.9 ± 8.3", SEARCH, "patch_swap_idea-mean", f"{PATCH8}-w0.25"),
     ("+0.2 ± 2.2", SEARCH, "patch_swap_idea-end0.7", f"{PATCH8}-w0.25"),
+    ("+1.5 ± 6.1", SEARCH, "patch_swap_idea-gap4", f"{PATCH8}-w0.25"),
+    ("-0.8 ± 3.4", SEARCH, "patch_swap_idea-ring", f"{PATCH8}-w0.25"),
     ("-5.6 ± 11.9", SEARCH, "patch_swap_idea-mixup", f"{PATCH8}-w0.25"),
     ("-1.2 ± 5.0", MANY, "patch_swap"),
     ("+1.1 ± 4.8", MANY, "mixup"),
