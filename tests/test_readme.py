@@ -81,6 +81,8 @@ def test_a_psd_command_is_one_that_the_command_line_takes(command):
         known = {"photographs": "cifar100-small", "transfer": "shapes-scenes", **dict.fromkeys(OF_SHAPES, "shapes")}
         if options.config.startswith("transfer/backbones"):
             named = "tiny-imagenet" if options.config.endswith("tiny-imagenet") else "shapes"
+        if options.config in ("photographs/many", "photographs/all-classes"):
+            named = "cifar100"
         named = known.get(named, named)
         assert run.data.name == options.settings.get("data.name", named)
     for path in getattr(options, "paths", []):
