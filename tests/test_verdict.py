@@ -190,9 +190,9 @@ def test_what_quotes_the_verdict_has_figures_of_the_records(page):
 GAPS = [json.loads(line) for line in (ROOT / "results/benchmarks/gap.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def gaps(on: str, method: str, share: str, kind: str, key: str = "gap") -> list[float]:
+def gaps(on: str, method: str, share: str, kind: str) -> list[float]:
     """Of each replicate."""
-    return [one["at"][share][kind][key] for one in GAPS if (one["on"], one["method"]) == (on, method)]
+    return [one["at"][share][kind]["gap"] for one in GAPS if (one["on"], one["method"]) == (on, method)]
 
 
 def spread(found: list[float]) -> str:
