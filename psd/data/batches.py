@@ -118,7 +118,6 @@ class Batches:
         self._raw = images if "raw" in self.needs else None
         self._normalise = normalisation or Normalisation(data.mean, data.std)
         self.statistics = self._normalise.statistics
-        self.known = torch.zeros(len(self.targets), device=self.device)
         self._draw: Callable[[str, int], Tensor] = lru_cache(maxsize=10)(
             self._draw_epoch
         )  # this epoch's and the one before, for every role
@@ -134,16 +133,6 @@ class Batches:
         batch = Batch(self._images("anchor", epoch, anchors, rows), self.targets[anchors], anchors)
         if "partner" in self.needs:
             partners = self._draw("partners", epoch)[anchors]
-            if "gap 4" in self.needs:
-                more = [self._draw(f"partners {k}", epoch)[anchors] for k in range(1, 4)]
-                candidates = torch.stack([partners, *more])  # (4, N)
-                widest = (self.known[candidates] - self.known[anchors]).abs().argmax(0)
-                partners = candidates.gather(0, widest[None])[0]
-                batch.known = self.known
-            if "third" in self.needs:
-                third = self._draw("partners", epoch)[partners]
-                third = torch.where(third == anchors, self._draw("partners 1", epoch)[partners], third)
-                batch.third = self._images("third", epoch, third, rows)
             batch.partner = self._images("partner", epoch, partners, rows)
             if self._raw is not None:
                 batch.raw = RawPair(self._raw[anchors], self._raw[partners], partial(self._augment, epoch, rows))
@@ -171,8 +160,6 @@ class Batches:
         """One epoch's draw of one kind: int64, (M,) or, for crops, (M, 3) with top, left and mirrored or not."""
         if what == "partners":
             return epoch_partners(self.targets, self.seed, epoch, self.device)
-        if what.startswith("partners "):
-            return epoch_partners(self.targets, self.seed, 1_000_000 * int(what[-1]) + epoch, self.device)
         generator = generator_for(self.seed, what, epoch, device=self.device)
         m = len(self.targets)
         if what == "order":

@@ -22,7 +22,7 @@ from psd import swap  # not its names: `patch_swap` is a method's module here
 from psd.checks import Refused, did_you_mean, plain, refusing, taken
 from psd.losses import LossTerms
 
-NEEDS = ("partner", "view", "previous", "raw", "other", "third", "gap 4")
+NEEDS = ("partner", "view", "previous", "raw", "other")
 
 
 @dataclass
@@ -57,8 +57,6 @@ class Batch:
     raw: RawPair | None = None
     partner_y: Any = None
     view_y: Any = None
-    third: Tensor | None = None  # another image of the class, a partner of the partner
-    known: Tensor | None = None  # (M,) float32: p(y) of each training image when it was last an anchor; to be written
 
 
 @dataclass(frozen=True)
