@@ -55,6 +55,7 @@ DIFFERENCES = [
     ("+1.63 ± 1.63", FRESH, PATCH8, "pair_distillation"),
     ("+1.35 ± 1.43", FRESH, PATCH8, "patch_swap"),
     ("+1.7 ± 3.5", FRESH, "mixup", PATCH8),
+    ("-0.6 ± 1.6", FRESH, "patch_swap_idea-ramp0.5", PATCH8),
     ("-5.4 ± 2.3", SEARCH, "patch_swap-p1", "patch_swap"),
     ("5.4 ± 2.3", SEARCH, "patch_swap", "patch_swap-p1"),
     ("+0.9 ± 8.3", SEARCH, "patch_swap_idea-mean", f"{PATCH8}-w0.25"),
