@@ -18,7 +18,7 @@ from psd.training.records import Record
 RESULTS = Path(__file__).parent.parent / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
 # Comparisons with a folder of results of their own, whose first row is another comparison's too.
-APART = ("dense", "final", "tuned")
+APART = ("again", "dense", "final", "tuned")
 
 # What README, RESULTS and the notebooks show: a recipe's comparison, what was changed in it, and methods and seeds if
 # not all.
@@ -47,6 +47,7 @@ PUBLISHED = {
         for passes in (50, 100)
     },
     "final/cifar100-small-replicates/resnet14/200kpass": ("photographs/final", {"run": {"output": "results/final"}}),
+    "again/cifar100-small-replicates/resnet14/200kpass": ("photographs/again", {"run": {"output": "results/again"}}),
     "cifar100-small-replicates/resnet14/400kpass": ("photographs/long", {}),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),

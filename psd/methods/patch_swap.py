@@ -23,9 +23,9 @@ class PatchSwap(PairDistillation):
     Source: Choi et al., arXiv 2505.14124; what the paper leaves open is listed in `psd.SelfDistillationLoss`. Defaults:
     ratio 0.5 mixes most pairs, and no other ratio, nor the swap before crop and flip, is above it in our ablations.
     Patch size and p depend on the data and on each other (results/shapes-fit: small patches want a small p, patches of
-    the size of a part p 1), so choose them on a tune split; on photographs of 32 pixels 8 are 1.7 ± 1.4 points
-    above cross-entropy and the default of 4 level with it (results/final), and p 1 is 5.4 ± 2.3 points below p 0.5
-    (results/cifar100-small-replicates-fit).
+    the size of a part p 1), so choose them on a tune split; on photographs of 32 pixels 8 are 1.5 ± 0.7 points
+    above cross-entropy and the default of 4 level with it (results/final, results/again), and p 1 is
+    5.4 ± 2.3 points below p 0.5 (results/cifar100-small-replicates-fit).
     Networks that cut images into tokens: let the patch be a multiple of the token. For a small ViT, patches of half a
     token's side cost 3.5 ± 2.7 (tokens of 8) and 4.8 ± 3.4 points (of 4) beside patches of 8 pixels, a quarter 21 ± 9;
     one or two tokens' sides are alike (results/shapes-classes4-per_class800-seed2-fit, compare/shapes-vit-token4, -8).
