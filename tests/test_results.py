@@ -48,6 +48,8 @@ PUBLISHED = {
     },
     "final/cifar100-small-replicates/resnet14/200kpass": ("photographs/final", {"run": {"output": "results/final"}}),
     "again/cifar100-small-replicates/resnet14/200kpass": ("photographs/again", {"run": {"output": "results/again"}}),
+    "cifar100-small-noise0.4-replicates/resnet14/200kpass": ("photographs/noisy", {}),
+    "cifar100-small-noise0.4-replicates/resnet14/50kpass": ("photographs/noisy-short", {}),
     "cifar100-small-replicates/resnet14/400kpass": ("photographs/long", {}),
     "shapes-scenes-replicates/fcn@resnet8/8kpass": ("transfer/segmentation-resnet8", {}),
     "shapes-classes4-replicates/resnet8/24kpass": ("transfer/backbones4", {}),

@@ -22,6 +22,8 @@ LONG, SEARCH = "cifar100-small-replicates/resnet14/400kpass", "cifar100-small-re
 DRAWN = "tuned/shapes-replicates/resnet8/96kpass"
 PRETRAINED = "cifar100-small-per_class{}-size64-replicates/timm-tf_efficientnet_lite0/8kpass"
 PATCH8 = "patch_swap-patch8"
+NOISY = "cifar100-small-noise0.4-replicates/resnet14/200kpass"
+NOISY_SHORT = "cifar100-small-noise0.4-replicates/resnet14/50kpass"
 FEW = "cifar100-small-per_class25-replicates/resnet14/200kpass"
 MANY = "cifar100-classes10-per_class300-replicates/resnet14/400kpass"
 
@@ -84,6 +86,21 @@ DIFFERENCES = [
     ("+1.1 ± 3.1", FEW, PATCH8),
     ("+0.9 ± 3.1", FEW, "pair_distillation"),
     ("-2.1 ± 1.6", FEW, "random_erasing"),
+    ("+8.1 ± 2.7", NOISY, "patch_swap"),
+    ("+7.0 ± 2.9", NOISY, PATCH8),
+    ("+5.5 ± 0.9", NOISY, "mixup"),
+    ("+2.4 ± 2.1", NOISY, "cutmix"),
+    ("+0.8 ± 1.3", NOISY, "pair_distillation"),
+    ("+1.1 ± 1.4", NOISY, "swap_cross_entropy"),
+    ("+2.6 ± 2.8", NOISY, "patch_swap", "mixup"),
+    ("+7.3 ± 2.1", NOISY, "patch_swap", "pair_distillation"),
+    ("+7.0 ± 2.5", NOISY, "patch_swap", "swap_cross_entropy"),
+    ("-1.1 ± 1.5", NOISY, PATCH8, "patch_swap"),
+    ("+1.4 ± 3.3", NOISY, "patch_swap", "cross_entropy", NOISY_SHORT),
+    ("+0.2 ± 3.0", NOISY, PATCH8, "cross_entropy", NOISY_SHORT),
+    ("-1.2 ± 3.8", NOISY, "mixup", "cross_entropy", NOISY_SHORT),
+    ("-3.0 ± 0.9", NOISY_SHORT, "patch_swap"),
+    ("+6.8 ± 3.8", NOISY_SHORT, "cross_entropy", "cross_entropy", NOISY),
     ("+1.2 ± 2.9", PRETRAINED.format(5), "patch_swap-patch32"),
     ("-3.9 ± 1.3", PRETRAINED.format(20), "patch_swap-patch32"),
     ("-5.6 ± 2.3", PRETRAINED.format(50), "patch_swap-patch32"),
@@ -180,6 +197,14 @@ def test_the_nll_with_a_fitted_temperature_is_lower_by_what_is_said(text, method
     ours, theirs = (values(TEN, name, "nll_scaled") for name in (method, other))
     middle, half = interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
     assert f"{middle:.3f} ± {half:.3f}" == text
+
+
+def test_what_is_learnt_by_heart_of_wrong_labels_is_as_said():
+    for method, span in (("cross_entropy", "99 to 100 %"), ("patch_swap", "59 to 65 %")):
+        runs = [Record.read(file) for file in (ROOT / "results" / NOISY).glob(f"{method}-s*.json")]
+        agreed = [run.epochs[-1]["train_top1"] for run in runs]
+        assert f"{min(agreed):.0f} to {max(agreed):.0f} %" == span
+        assert span in section("RESULTS.md", "\n## Photographs with wrong labels\n")
 
 
 def test_half_the_training_is_too_short_for_patch_swap_on_drawn_images():
